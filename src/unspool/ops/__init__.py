@@ -1,0 +1,1 @@
+"""Pure operators: tensors in, tensors out."""

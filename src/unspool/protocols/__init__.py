@@ -1,0 +1,1 @@
+"""Protocols: an encoder and a data set in, named scores out."""
