@@ -1,0 +1,131 @@
+"""What the words of a command line stand for: videos, their names, their masks, the folder of the results."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from unspool.data.vos import IMAGES
+from unspool.errors import UsageError
+from unspool.results import safe_name
+
+VIDEO_ENDINGS = {
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".flv",
+    ".ogv", ".wmv", ".3gp", ".gif", ".mxf", ".y4m",
+}  # fmt: skip
+
+
+def expand_inputs(inputs: Sequence[str]) -> list[str]:
+    """The videos behind files, folders, globs, frame folders, `@list.txt` and fsspec addresses, in order.
+
+    A folder of images is one video; a folder of videos is each of them. A path that does not exist is
+    wrong use (UsageError); a file that cannot be read fails later, by itself.
+    """
+    found: list[str] = []
+    for entry in inputs:
+        found += _expand(entry)
+    return list(dict.fromkeys(found))
+
+
+def _expand(entry: str) -> list[str]:
+    if entry.startswith("@"):
+        path = Path(entry[1:])
+        if not path.is_file():
+            raise UsageError(f"{path}: no such list; @FILE names a text file with one input per line")
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+        return [video for line in lines if line and not line.startswith("#") for video in _expand(line)]
+    if "://" in entry:
+        return [entry]
+    path = Path(entry)
+    if path.is_dir():
+        return _expand_folder(path)
+    if path.exists():
+        return [entry]
+    matched = sorted(glob.glob(entry, recursive=True))  # noqa: PTH207 (entries may be absolute)
+    if not matched:
+        raise UsageError(f"{entry}: no such file or folder, and no file matches it")
+    if all(Path(m).suffix.lower() in IMAGES for m in matched):
+        return [entry]  # a glob of frames is one video
+    return [video for m in matched for video in _expand(m)]
+
+
+def _expand_folder(folder: Path) -> list[str]:
+    entries = sorted(folder.iterdir())
+    videos = [str(p) for p in entries if p.suffix.lower() in VIDEO_ENDINGS and p.is_file()]
+    if videos:
+        return videos
+    if any(p.suffix.lower() in IMAGES for p in entries):
+        return [str(folder)]
+    inner = [p for p in entries if p.is_dir()]
+    frames = [str(p) for p in inner if any(q.suffix.lower() in IMAGES for q in p.iterdir())]
+    if not frames:
+        raise UsageError(f"{folder}: holds no videos, no frames and no folders of frames")
+    return frames
+
+
+def names_of(videos: Sequence[str]) -> list[str]:
+    """A short, unique, file-safe name per video: its stem, with its parent's name where stems are equal."""
+    stems = [safe_name(_stem(v)) for v in videos]
+    named = [
+        safe_name(f"{Path(v).parent.name}-{_stem(v)}") if stems.count(stem) > 1 else stem
+        for v, stem in zip(videos, stems, strict=True)
+    ]
+    return [n if named.count(n) == 1 else f"{n}-{named[:i].count(n)}" for i, n in enumerate(named)]
+
+
+def _stem(video: str) -> str:
+    path = Path(video.rstrip("/"))
+    if glob.has_magic(path.name):
+        return path.parent.name or "frames"
+    return path.name if path.is_dir() else path.stem
+
+
+def default_folder(verb: str, videos: Sequence[str]) -> Path:
+    """`unspool-VERB-NAME` in the working directory; NAME is the video's, or its folder's for several."""
+    if len(videos) == 1:
+        return Path(f"unspool-{verb}-{names_of(videos)[0]}")
+    common = os.path.commonpath([Path(v).resolve().parent for v in videos])
+    return Path(f"unspool-{verb}-{safe_name(Path(common).name)}")
+
+
+def masks_of(videos: Sequence[str], names: Sequence[str], given: Sequence[str]) -> list[dict[int, str] | str]:
+    """Per video, its mask files by frame; or, where it has none, the sentence that says so.
+
+    `given` holds `FILE`, `FRAME:FILE`, or one folder with `NAME.png` or `NAME/00030.png` per video.
+    """
+    if not given:
+        raise UsageError("no mask is given; name the objects of the first frame with --mask first.png")
+    if len(given) == 1 and Path(given[0]).is_dir():
+        return [_masks_in_folder(Path(given[0]), name) for name in names]
+    by_frame: dict[int, str] = {}
+    for frame, file in map(_frame_and_file, given):
+        if frame in by_frame:
+            raise UsageError(
+                f"two masks for frame {frame}: {by_frame[frame]} and {file}; put them into one file"
+            )
+        by_frame[frame] = file
+    if len(videos) > 1:
+        raise UsageError(
+            f"{len(videos)} videos and one --mask; give a folder that holds NAME.png per video "
+            f"(here: {names[0]}.png, {names[1]}.png, ...)"
+        )
+    return [by_frame]
+
+
+def _frame_and_file(text: str) -> tuple[int, str]:
+    frame, colon, file = text.partition(":")
+    where = (int(frame), file) if colon and frame.isdigit() else (0, text)
+    if not Path(where[1]).is_file():
+        raise UsageError(f"{where[1]}: no such mask file; --mask takes FILE, FRAME:FILE or a folder")
+    return where
+
+
+def _masks_in_folder(folder: Path, name: str) -> dict[int, str] | str:
+    inner = sorted((folder / name).glob("*.png")) if (folder / name).is_dir() else []
+    by_frame = {int(p.stem): str(p) for p in inner if p.stem.isdigit()}
+    single = folder / f"{name}.png"
+    if single.is_file():
+        by_frame.setdefault(0, str(single))
+    return by_frame or f"{folder}: holds no mask for '{name}'; expected {name}.png or {name}/00000.png"

@@ -1,0 +1,312 @@
+"""Many inputs, one pure function per input: done here or by worker processes, recorded, continued after a stop.
+
+A `Plan` says what a verb will do; `execute` does it: jobs that are done already are skipped, the others run
+through `run_jobs`, `run.json` and the page are kept up to date, and what failed is named at the end. A job is
+a small dataclass that can be pickled and holds all that it needs: done twice, it leaves the same files.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from queue import Empty
+from types import FrameType
+from typing import Any, Protocol
+
+from unspool.errors import OutputError, UnspoolError, UsageError
+from unspool.page import write_page
+from unspool.results import Json, Run, output_error, read_done
+
+Report = Callable[[Json], None]
+
+
+class Stop(Protocol):
+    """Asks whether work should end after the frame in hand."""
+
+    def is_set(self) -> bool:
+        """True once the run was asked to end."""
+
+
+class Interrupted(Exception):
+    """The work was asked to stop; what is whole stays."""
+
+
+class Job(Protocol):
+    """One item of work; `identity` holds what a rerun must find unchanged to keep the earlier result."""
+
+    @property
+    def name(self) -> str:
+        """Unique within the result."""
+
+    @property
+    def identity(self) -> Json:
+        """Input files with size and time stamp, and whatever else decides the result."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a verb will do, before anything is written."""
+
+    verb: str
+    folder: Path
+    config: Json  # settings that decide results; a rerun with others is refused
+    jobs: Sequence[Any]
+    work: Callable[[Any, Report, Stop], Json]  # must be importable by name, for worker processes
+    model: Callable[[], Json] | None = None  # loads the encoder; returns its name, weight hash and sizes
+    failures: tuple[tuple[str, str], ...] = ()  # inputs that cannot be worked on, with the reason
+    finish: Callable[[Path, list[Json]], str] | None = None  # writes scores; returns the sentence to print
+    estimate: Callable[[], str] | None = None  # frames, time and memory in one line
+
+
+# ------------------------------------------------------------------------------------------ running
+
+
+def execute(
+    plan: Plan,
+    report: Report,
+    *,
+    command: Sequence[str],
+    overwrite: bool = False,
+    workers: int = 1,
+    dry_run: bool = False,
+) -> int:
+    """Carry out a plan; returns the exit code (0, 1, 130, 143).
+
+    Raises UsageError when the folder holds results of other settings, OutputError when it cannot be written.
+    """
+    if dry_run:
+        return _describe(plan, report)
+    record = {
+        "unspool": _version(),
+        "verb": plan.verb,
+        "command": list(command),
+        "config": plan.config,
+        "model": plan.model() if plan.model else {},
+        "machine": machine(),
+    }
+    with _writable(plan.folder), stopping() as stop:
+        run = Run(plan.folder, record, overwrite=overwrite)
+        todo, done = _remaining(plan, report)
+        if todo and plan.estimate:
+            report({"event": "note", "text": plan.estimate()})
+        outcomes = [*done]
+        for name, reason in plan.failures:
+            outcomes.append(_failed(run, report, name, reason))
+        for job, outcome in run_jobs(todo, plan.work, report, stop, workers=workers):
+            outcomes.append(_recorded(run, report, job.name, outcome))
+            write_page(plan.folder)
+        return _end(plan, run, report, outcomes, stop)
+
+
+def _remaining(plan: Plan, report: Report) -> tuple[list[Any], list[Json]]:
+    """Jobs to do, and the records of those that are done; UsageError where an input has changed."""
+    todo, done = [], []
+    for job in plan.jobs:
+        record = read_done(plan.folder, job.name)
+        if record is None:
+            todo.append(job)
+            continue
+        changed = [k for k, v in job.identity.items() if record.get("identity", {}).get(k) != v]
+        if changed:
+            raise UsageError(
+                f"{plan.folder}: '{job.name}' was done with another {' and another '.join(changed)}; "
+                "choose another folder with -o, or --overwrite to start again"
+            )
+        report({"event": "skipped", "video": job.name})
+        done.append({**record, "status": "done"})
+    return todo, done
+
+
+def _recorded(run: Run, report: Report, name: str, outcome: Json | BaseException) -> Json:
+    if isinstance(outcome, Interrupted):
+        entry: Json = {"name": name, "status": "interrupted"}
+        run.video(entry)
+        return entry
+    if isinstance(outcome, BaseException):
+        known = isinstance(outcome, UnspoolError)
+        reason = str(outcome) if known else f"{name}: {type(outcome).__name__}: {outcome}"
+        trace = "" if known else "".join(traceback.format_exception(outcome))
+        return _failed(run, report, name, reason, trace)
+    entry = {**outcome, "status": "done"}
+    run.video({k: v for k, v in entry.items() if k != "identity"})
+    report({"event": "done", "video": name, **outcome})
+    return entry
+
+
+def _failed(run: Run, report: Report, name: str, reason: str, trace: str = "") -> Json:
+    entry = {"name": name, "status": "failed", "error": reason}
+    run.video(entry)
+    report({"event": "failed", "video": name, "error": reason, "traceback": trace})
+    return entry
+
+
+def _end(plan: Plan, run: Run, report: Report, outcomes: list[Json], stop: Stopping) -> int:
+    done = [o for o in outcomes if o["status"] == "done"]
+    failed = [o for o in outcomes if o["status"] == "failed"]
+    status = "interrupted" if stop.is_set() else "failed" if failed else "done"
+    if done and not stop.is_set() and plan.finish:
+        report({"event": "note", "text": plan.finish(plan.folder, done)})
+    timings: Json = {}
+    for outcome in done:
+        for stage, seconds in outcome.get("timings", {}).items():
+            timings[stage] = round(timings.get(stage, 0.0) + seconds, 3)
+    run.end(status, timings=timings, warnings=[w for o in done for w in o.get("warnings", [])])
+    page = write_page(plan.folder)
+    report({"event": "end", "status": status, "page": str(page), "timings": timings, "frames": _frames(done)})
+    if stop.is_set():
+        report({"event": "note", "text": "stopped; run the same command again to continue"})
+        return 128 + stop.signal
+    if failed:
+        names = ", ".join(o["name"] for o in failed)
+        report({"event": "note", "text": f"{len(failed)} of {len(outcomes)} failed: {names}"})
+    return 1 if failed else 0
+
+
+def _frames(done: list[Json]) -> int:
+    return sum(o.get("frames", 0) for o in done)
+
+
+def _describe(plan: Plan, report: Report) -> int:
+    for name, reason in plan.failures:
+        report({"event": "note", "text": f"{name}: would fail: {reason}"})
+    for job in plan.jobs:
+        report({"event": "note", "text": f"{job.name} -> {plan.folder / 'videos' / job.name}"})
+    if plan.jobs and plan.estimate:
+        report({"event": "note", "text": plan.estimate()})
+    return 1 if plan.failures else 0
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"{folder}: is a file, not a folder; choose another with -o")
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise output_error(folder, error) from error
+
+
+# ------------------------------------------------------------------------------------ many processes
+
+
+def run_jobs(
+    jobs: Sequence[Any],
+    work: Callable[[Any, Report, Stop], Json],
+    report: Report,
+    stop: Stop,
+    *,
+    workers: int = 1,
+) -> Iterator[tuple[Any, Json | BaseException]]:
+    """Yield every job with what `work` returned or raised, as they end; starts none after a stop."""
+    if workers > 1 and len(jobs) > 1:
+        yield from _run_in_processes(jobs, work, report, stop, min(workers, len(jobs)))
+        return
+    for job in jobs:
+        if stop.is_set():
+            return
+        try:
+            yield job, work(job, report, stop)
+        except (Exception, Interrupted) as error:
+            yield job, error
+
+
+def _run_in_processes(
+    jobs: Sequence[Any], work: Callable[..., Json], report: Report, stop: Stop, workers: int
+) -> Iterator[tuple[Any, Json | BaseException]]:
+    context = get_context("spawn")  # fork would copy torch's threads
+    with context.Manager() as manager:
+        events, stopped = manager.Queue(), manager.Event()
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        pool = ProcessPoolExecutor(workers, context, _start_worker, (threads,))
+        with pool:
+            running: dict[Future[Json], Any] = {pool.submit(work, j, events.put, stopped): j for j in jobs}
+            while running:
+                _forward(events, report)
+                if stop.is_set() and not stopped.is_set():
+                    stopped.set()
+                    for future in list(running):
+                        if future.cancel():
+                            del running[future]
+                ended, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+                _forward(events, report)
+                for future in ended:
+                    yield running.pop(future), future.exception() or future.result()
+
+
+def _start_worker(threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; workers are asked to stop
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = str(threads)
+
+
+def _forward(events: Any, report: Report) -> None:
+    while True:
+        try:
+            report(events.get_nowait())
+        except Empty:
+            return
+
+
+class Stopping:
+    """Set by the first SIGINT or SIGTERM; the second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def is_set(self) -> bool:
+        """True once a signal came."""
+        return self.signal != 0
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+@contextmanager
+def stopping() -> Iterator[Stopping]:
+    """Catch SIGINT and SIGTERM while the work runs (main thread only, elsewhere nothing is caught)."""
+    stop = Stopping()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# ------------------------------------------------------------------------------------------- record
+
+
+def machine() -> Json:
+    """What the results were made on."""
+    import torch  # noqa: PLC0415 (only when work starts)
+
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+    }
+
+
+def _version() -> str:
+    from unspool import __version__  # noqa: PLC0415 (the package's face imports lazily)
+
+    return __version__

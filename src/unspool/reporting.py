@@ -1,0 +1,135 @@
+"""What a running command tells: bars and sentences for people on stderr, JSON lines for machines on stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from time import monotonic
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+Json = dict[str, Any]
+PLAIN_EVERY = 30.0  # s between progress lines where there is no terminal
+
+
+class Reporter:
+    """Takes events (`{"event": ..., ...}`) and shows them; use as a context manager.
+
+    On a terminal: one bar per running video with frames/s and the time left. Elsewhere: one plain line
+    per tenth of a video or half a minute. `quiet` 1: results and errors only. `as_json`: every event also
+    goes to stdout as one JSON line.
+    """
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False, verbose: int = 0) -> None:
+        no_colour = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
+        self.console = Console(stderr=True, no_color=no_colour, highlight=False, soft_wrap=True)
+        self.as_json, self.quiet, self.verbose = as_json, quiet, verbose
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=quiet or not self.console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._clock: dict[str, tuple[float, float, int]] = {}  # video -> start, last line, tenths shown
+
+    def __enter__(self) -> Reporter:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def __call__(self, event: Json) -> None:
+        """Show one event."""
+        if self.as_json and not (event["event"] == "frame" and not self._due(event)):
+            print(json.dumps(event, default=str), flush=True)
+        show = getattr(self, f"_{event['event']}", None)
+        if show is not None:
+            show(event)
+
+    def say(self, text: str) -> None:
+        """A sentence for people; not shown when quiet."""
+        if not self.quiet:
+            self.console.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """Shown even when quiet, on stderr."""
+        self.console.print(f"warning: {text}", style="yellow", markup=False)
+
+    def error(self, text: str) -> None:
+        """Shown always, on stderr."""
+        self.console.print(f"error: {text}", style="bold red", markup=False)
+
+    def result(self, text: str) -> None:
+        """The answer itself: stdout, for pipes; events take its place with `as_json`."""
+        if not self.as_json:
+            print(text, flush=True)
+
+    # one method per kind of event
+
+    def _video(self, event: Json) -> None:
+        self._clock[event["video"]] = (monotonic(), monotonic(), 0)
+        if self._bars.disable:
+            self.say(f"{event['video']}: {event['frames']} frames")
+        else:
+            self._tasks[event["video"]] = self._bars.add_task(event["video"], total=event["frames"], rate="")
+        for note in event.get("notes", []):
+            self.say(f"{event['video']}: {note}")
+
+    def _frame(self, event: Json) -> None:
+        name = event["video"]
+        start, _, _ = self._clock.setdefault(name, (monotonic(), monotonic(), 0))
+        rate = event["frame"] / max(monotonic() - start, 1e-6)
+        if name in self._tasks:
+            self._bars.update(self._tasks[name], completed=event["frame"], rate=f"{rate:.1f} frames/s")
+        elif not self.quiet and not self.as_json and self._due(event):
+            left = (event["frames"] - event["frame"]) / rate
+            self.say(
+                f"{name}: {event['frame']}/{event['frames']} frames, {rate:.1f} frames/s, {left:.0f} s left"
+            )
+
+    def _due(self, event: Json) -> bool:
+        """True once per tenth of the video, or after half a minute."""
+        start, last, tenths = self._clock.setdefault(event["video"], (monotonic(), monotonic(), 0))
+        now, reached = monotonic(), 10 * event["frame"] // max(event["frames"], 1)
+        if reached <= tenths and now - last < PLAIN_EVERY:
+            return False
+        self._clock[event["video"]] = (start, now, reached)
+        return True
+
+    def _done(self, event: Json) -> None:
+        self._drop(event["video"])
+        score = f", {event['score']}" if event.get("score") else ""
+        self.say(
+            f"{event['video']}: done, {event['frames']} frames in {event['seconds']:.1f} s "
+            f"({event['frames_per_second']} frames/s){score}"
+        )
+        for text in event.get("warnings", []):
+            self.warn(text)
+
+    def _skipped(self, event: Json) -> None:
+        self.say(f"{event['video']}: already done")
+
+    def _failed(self, event: Json) -> None:
+        self._drop(event["video"])
+        self.error(event["error"])
+        if self.verbose and event.get("traceback"):
+            self.console.print(event["traceback"], markup=False)
+
+    def _note(self, event: Json) -> None:
+        self.say(event["text"])
+
+    def _drop(self, name: str) -> None:
+        if name in self._tasks:
+            self._bars.remove_task(self._tasks.pop(name))

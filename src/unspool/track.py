@@ -1,0 +1,270 @@
+"""Carry a mask through a video: features of every frame, labels along their affinities.
+
+The evaluation of all three papers, used as a tool: the given mask is the reference, each later frame
+takes its labels from the most similar places of the frames before it (`ops/propagation.py`).
+Frames come in one at a time, label maps go out one at a time; memory does not grow with the video.
+"""
+
+from __future__ import annotations
+
+import resource
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from importlib.resources import files
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Integer, UInt8
+from torch import Tensor
+
+from unspool.encoders import Encoder
+from unspool.errors import MaskError, UsageError
+from unspool.masks import Mask, fit_mask, ids_in, read_mask
+from unspool.ops import propagation
+from unspool.ops.propagation import Propagation
+from unspool.ops.resize import Rule
+
+Image = UInt8[np.ndarray, "h w 3"]
+LabelMap = Integer[np.ndarray, "h w"]
+
+
+class Frames(Protocol):
+    """What `track` asks of a video: a size, and images in order."""
+
+    name: str
+    height: int
+    width: int
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Image]: ...
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """How a video is tracked; the defaults are DUL's protocol on DAVIS (`presets/dul.toml`)."""
+
+    propagation: Propagation = field(default_factory=Propagation)
+    features: str = "tokens"  # what the encoder is asked for: its final map, or a stage such as "layer3"
+    short_side: int | None = None  # px of the encoder's input; None: the video's own size
+    long_side_multiple: int = 1  # px: the longer side is cut down to a multiple of this
+    normalisation_std: tuple[float, float, float] | None = None  # None: the encoder's own
+
+
+PRESETS = ("dul", "crw", "dino")
+
+
+def tracking_preset(name: str) -> Tracking:
+    """The named publication's protocol: `dul`, `crw` or `dino`. Raises UsageError for other names."""
+    if name not in PRESETS:
+        raise UsageError(f"preset '{name}' is unknown; there are {', '.join(PRESETS)}")
+    table = tomllib.loads((files("unspool") / "presets" / f"{name}.toml").read_text("utf-8"))
+    return with_settings(Tracking(), {**table["tracking"], "propagation": table["propagation"]})
+
+
+def with_settings(tracking: Tracking, settings: Mapping[str, Any]) -> Tracking:
+    """`tracking` with fields replaced; `propagation` may be a table of its own fields.
+
+    Raises UsageError naming an unknown field and those that exist.
+    """
+    changes = dict(settings)
+    inner = changes.pop("propagation", {})
+    _known(changes, Tracking, "")
+    _known(inner, Propagation, "propagation.")
+    return replace(tracking, **changes, propagation=replace(tracking.propagation, **inner))
+
+
+def _known(settings: Mapping[str, Any], config: type, prefix: str) -> None:
+    names = [f.name for f in fields(config)]
+    for key in settings:
+        if key not in names:
+            raise UsageError(f"setting '{prefix}{key}' is unknown; there are {', '.join(names)}")
+
+
+@dataclass
+class Timings:
+    """Seconds spent per stage."""
+
+    decode: float = 0.0
+    encode: float = 0.0
+    propagate: float = 0.0
+    write: float = 0.0
+
+
+def track(
+    video: Frames,
+    mask: LabelMap | Mask | str | Path | Mapping[int, LabelMap | Mask | str | Path],
+    encoder: Encoder,
+    how: Tracking | None = None,
+    *,
+    resize_mask: bool = False,
+    timings: Timings | None = None,
+) -> Iterator[LabelMap]:
+    """Label maps `[H, W]` of all frames, 0 = background, one frame in memory at a time.
+
+    `mask`: the objects of frame 0, as a label map, a mask file, or `{frame: mask}` for objects that come
+    later; an id that is given again is corrected from that frame on. A frame for which a mask is given
+    keeps it as given. Raises MaskError where a mask does not fit the video, UsageError for settings
+    that the encoder cannot serve. Source: Araslanov et al. 2021, supplement C; see `ops/propagation.py`.
+    """
+    for _, labels in track_frames(video, mask, encoder, how, resize_mask=resize_mask, timings=timings):
+        yield labels
+
+
+def track_frames(
+    video: Frames,
+    mask: LabelMap | Mask | str | Path | Mapping[int, LabelMap | Mask | str | Path],
+    encoder: Encoder,
+    how: Tracking | None = None,
+    *,
+    resize_mask: bool = False,
+    timings: Timings | None = None,
+) -> Iterator[tuple[Image, LabelMap]]:
+    """As `track`, with each frame's image beside its labels."""
+    how = how or tracking_preset("dul")
+    clock = timings or Timings()
+    given = given_masks(video, mask, resize=resize_mask)
+    size = input_size(video.height, video.width, encoder, how)
+    state = propagation.start(how.propagation)
+    upsample = Upsampling((video.height, video.width), how.propagation.mask_resize, encoder.patch)
+    for index, image in enumerate(_timed(iter(video), clock)):
+        started = perf_counter()
+        features = encode(image, encoder, size, how.features)
+        encoded = perf_counter()
+        labels, state = _carry(features, state, given.get(index), how.propagation, upsample)
+        clock.encode += encoded - started
+        clock.propagate += perf_counter() - encoded
+        yield image, labels
+
+
+def _timed(frames: Iterator[Image], clock: Timings) -> Iterator[Image]:
+    while True:
+        started = perf_counter()
+        image = next(frames, None)
+        clock.decode += perf_counter() - started
+        if image is None:
+            return
+        yield image
+
+
+def given_masks(
+    video: Frames, mask: LabelMap | Mask | str | Path | Mapping[int, Any], *, resize: bool = False
+) -> dict[int, Mask]:
+    """The masks by frame, read and fitted to the video's size. Raises MaskError."""
+    by_frame = mask if isinstance(mask, Mapping) else {0: mask}
+    if not by_frame:
+        raise MaskError(f"{video.name}: no mask is given; name the objects with --mask first.png")
+    beyond = [frame for frame in by_frame if not 0 <= frame < len(video)]
+    if beyond:
+        raise MaskError(
+            f"{video.name}: a mask is given for frame {beyond[0]}, "
+            f"but the video's frames are 0 to {len(video) - 1}"
+        )
+    return {
+        frame: fit_mask(_as_mask(one), (video.height, video.width), resize=resize)
+        for frame, one in sorted(by_frame.items())
+    }
+
+
+def _as_mask(mask: LabelMap | Mask | str | Path) -> Mask:
+    if isinstance(mask, Mask):
+        return mask
+    if isinstance(mask, (str, Path)):
+        return read_mask(mask)
+    labels = np.asarray(mask)
+    return Mask(labels=labels, ids=ids_in(labels))
+
+
+def input_size(height: int, width: int, encoder: Encoder, how: Tracking) -> tuple[int, int]:
+    """Size of the encoder's input, px: the preset's rule, then whole patches where the encoder needs them."""
+    if how.short_side is not None:
+        scale = how.short_side / min(height, width)
+        height, width = (
+            (how.short_side, int(width * scale)) if height <= width else (int(height * scale), how.short_side)
+        )
+    if how.long_side_multiple > 1:
+        multiple = how.long_side_multiple
+        if height <= width:
+            width = max(multiple, width // multiple * multiple)
+        else:
+            height = max(multiple, height // multiple * multiple)
+    step = encoder.multiple
+    return max(step, round(height / step) * step), max(step, round(width / step) * step)
+
+
+def cost(size: tuple[int, int], encoder: Encoder, how: Tracking) -> tuple[float, int]:
+    """Seconds per frame and peak bytes, about: one blank frame is encoded, products are counted."""
+    blank = np.zeros((*size, 3), np.uint8)
+    encoder_size = input_size(*size, encoder, how)
+    started = perf_counter()
+    features = encode(blank, encoder, encoder_size, how.features)
+    encoding = perf_counter() - started
+    channels, height, width = features.shape
+    window = min((2 * how.propagation.radius) ** 2, height * width)
+    products = 2 * channels * height * width * (height * width + how.propagation.context * window)
+    square = torch.ones(768, 768, device=features.device)
+    started = perf_counter()
+    float((square @ square @ square @ square)[0, 0])
+    rate = 3 * 2 * 768**3 / (perf_counter() - started)
+    remembered = (how.propagation.context + 2) * features.numel() * 4
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + 2 * remembered
+    return encoding + products / rate, peak
+
+
+@torch.inference_mode()
+def encode(
+    image: Image, encoder: Encoder, size: tuple[int, int], want: str = "tokens"
+) -> Float[Tensor, "c h w"]:
+    """Unit-length features of one frame at the encoder's input `size`."""
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    if pixels.shape[-2:] != size:
+        pixels = torch.nn.functional.interpolate(
+            pixels.float() / 255, size=size, mode="bilinear", align_corners=False, antialias=False
+        )
+    return torch.nn.functional.normalize(encoder(pixels, want=(want,))[want][0].float(), dim=0)
+
+
+@dataclass(frozen=True)
+class Upsampling:
+    """From soft labels on the feature grid to a label map at the video's size."""
+
+    size: tuple[int, int]  # (height, width), px
+    rule: Rule
+    patch: int  # px per token, which the rule "nearest" asks for
+
+    def __call__(self, soft: Float[Tensor, "k h w"], ids: Sequence[int]) -> LabelMap:
+        """The largest channel's id per pixel; ties go to the first."""
+        dtype = np.uint8 if max(ids, default=0) < 255 else np.uint16
+        labels, _ = propagation.soft_to_labels(soft, ids, self.size, self.rule, patch=self.patch)
+        return labels.cpu().numpy().astype(dtype)
+
+
+@torch.inference_mode()
+def _carry(
+    features: Float[Tensor, "c h w"],
+    state: propagation.State,
+    given: Mask | None,
+    how: Propagation,
+    upsample: Upsampling,
+) -> tuple[LabelMap, propagation.State]:
+    """The frame's label map, and the state that remembers the frame."""
+    annotation = None if given is None else _soft_masks(given, state, features, how)
+    state, soft = propagation.step(state, features, annotation, how)
+    if given is None:
+        return upsample(soft, state.ids), state
+    # the other objects as propagated, the given ones exactly as given
+    free = [i for i, id_ in enumerate(state.ids) if id_ not in given.ids]
+    labels = upsample(soft[free], [state.ids[i] for i in free])
+    return np.where(given.labels > 0, given.labels, labels), state
+
+
+def _soft_masks(
+    given: Mask, state: propagation.State, features: Float[Tensor, "c h w"], how: Propagation
+) -> dict[int, Float[Tensor, "h w"]]:
+    ids = given.ids if state.ids else (0, *given.ids)  # the background is an object of the first mask
+    labels = torch.from_numpy(given.labels.astype(np.int64)).to(features.device)
+    grid = (features.shape[-2], features.shape[-1])
+    return dict(zip(ids, propagation.labels_to_soft(labels, ids, grid, how.mask_resize), strict=True))

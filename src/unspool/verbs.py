@@ -1,0 +1,369 @@
+"""What each verb plans and does: `demo`, `track`, `eval tracking`.
+
+A verb is a function from options to a `Plan`; its work is one pure function per video. The settings of a run
+come together here: command line over config file over preset over default, and nothing else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache, partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from unspool.data.vos import VosSequence, davis, label_map, mask_trees
+from unspool.errors import UnspoolWarning, UsageError
+from unspool.inputs import default_folder, expand_inputs, masks_of, names_of
+from unspool.jobs import Interrupted, Plan, Report, Stop
+from unspool.masks import Mask, ids_in
+from unspool.protocols.tracking import (
+    PROTOCOLS,
+    SequenceScores,
+    curves,
+    score_sequence,
+    summary,
+    write_scores,
+)
+from unspool.results import Json, VideoResult, safe_name
+
+# ----------------------------------------------------------------------------------------- settings
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options that `demo`, `track` and `eval tracking` share."""
+
+    model: str = "random-resnet18"  # encoder: a name or a checkpoint file
+    preset: str = "dul"  # whose protocol labels travel by: dul, crw, dino
+    resolution: int | None = None  # px of the short side of the encoder's input; None: the preset's rule
+    device: str = "auto"
+    precision: str = "fp32"
+    seed: int = 0
+    tracking: Json = field(default_factory=dict)  # single settings over the preset's
+
+
+def resolve_settings(given: Json, config: Path | None = None, single: Sequence[str] = ()) -> Settings:
+    """Command line (`given`, then `--set KEY=VALUE`) over config file over default.
+
+    Keys that are no field of `Settings` are fields of the preset: `propagation.top_k`, `features`, ...
+    Raises UsageError naming the file, the unknown key and its neighbours.
+    """
+    merged: Json = {"tracking": {}}
+    if config is not None:
+        _merge(merged, _read_toml(config), str(config))
+    for text in single:
+        _merge(merged, _parse_single(text), f"--set {text}")
+    _merge(merged, given, "command line")
+    return Settings(**merged)
+
+
+def _read_toml(path: Path) -> Json:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); --config takes a TOML file") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}: not TOML: {error}") from error
+
+
+def _parse_single(text: str) -> Json:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set {text}: expected KEY=VALUE, e.g. --set propagation.top_k=5")
+    try:
+        return tomllib.loads(f"{key} = {value}")
+    except tomllib.TOMLDecodeError:
+        return tomllib.loads(f'{key} = "{value}"')
+
+
+def _merge(merged: Json, table: Json, origin: str) -> None:
+    from unspool.track import Tracking  # noqa: PLC0415 (torch only when work starts)
+
+    own = {f.name for f in fields(Settings)} - {"tracking"}
+    of_preset = {f.name for f in fields(Tracking)}
+    for key, value in {**table.pop("tracking", {}), **table}.items():
+        if key in own:
+            merged[key] = value
+        elif key == "propagation" and isinstance(value, dict):
+            merged["tracking"].setdefault("propagation", {}).update(value)
+        elif key in of_preset:
+            merged["tracking"][key] = value
+        else:
+            near = difflib.get_close_matches(key, sorted(own | of_preset), n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise UsageError(
+                f"{origin}: '{key}' is no setting{hint} (there are {', '.join(sorted(own | of_preset))})"
+            )
+
+
+def _tracking_record(settings: Settings) -> Json:
+    """The preset with all overrides, spelt out; what `run.json` records and a rerun compares."""
+    from unspool.track import tracking_preset, with_settings  # noqa: PLC0415
+
+    how = with_settings(tracking_preset(settings.preset), settings.tracking)
+    if settings.resolution is not None:
+        how = with_settings(how, {"short_side": settings.resolution})
+    return asdict(how)
+
+
+# ------------------------------------------------------------------------------------------ encoder
+
+
+@lru_cache(maxsize=1)
+def _encoder(model: str, device: str, precision: str, seed: int) -> Any:
+    from unspool.encoders import load_encoder  # noqa: PLC0415
+
+    return load_encoder(model, device=device, precision=precision, seed=seed)
+
+
+def _encoder_of(settings: Settings) -> Any:
+    return _encoder(settings.model, settings.device, settings.precision, settings.seed)
+
+
+def _model_record(settings: Settings) -> Json:
+    encoder = _encoder_of(settings)
+    names = ("name", "weights_hash", "dim", "patch")
+    return {name: getattr(encoder, name) for name in names}
+
+
+# ------------------------------------------------------------------------------------ one video's job
+
+
+@dataclass(frozen=True)
+class TrackJob:
+    """One video to carry masks through, where the result goes, and its truth if there is any."""
+
+    name: str
+    source: str
+    folder: Path
+    settings: Settings
+    tracking: Json
+    masks: Mapping[int, str] = field(default_factory=dict)  # frame -> file; a sequence brings its own
+    resize_mask: bool = False
+    sequence: VosSequence | None = None
+    protocol: str = ""
+
+    @property
+    def identity(self) -> Json:
+        """Files with size and time stamp: what a rerun must find unchanged."""
+        masks = {str(frame): _file_stamp(file) for frame, file in self.masks.items()}
+        return {"video": _file_stamp(self.source), "mask": masks}
+
+
+def _file_stamp(path: str) -> list[object]:
+    if "://" in path or not Path(path).exists():
+        return [path]
+    stat = Path(path).stat()
+    return [str(Path(path).resolve()), stat.st_size, stat.st_mtime_ns]
+
+
+def track_video(job: TrackJob, report: Report, stop: Stop) -> Json:
+    """Track one video, write its part of the result, score it where truth is known; returns `done.json`.
+
+    Raises VideoError, MaskError or OutputError for what is wrong with this video, Interrupted when stopped.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UnspoolWarning)
+        return _track_video(job, report, stop, caught)
+
+
+def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warnings.WarningMessage]) -> Json:
+    from unspool.track import Timings, Tracking, given_masks, track_frames, with_settings  # noqa: PLC0415
+    from unspool.video import open_video  # noqa: PLC0415
+
+    started = perf_counter()
+    encoder, timings = _encoder_of(job.settings), Timings()
+    with open_video(job.source) as video:
+        masks = given_masks(video, _masks(job), resize=job.resize_mask)
+        notes = list(dict.fromkeys(mask.note for mask in masks.values() if mask.note))
+        report({"event": "video", "video": job.name, "frames": len(video), "notes": notes})
+        truth = job.sequence.labels() if job.sequence else None
+        audio = job.source if Path(job.source).is_file() else None
+        with VideoResult(
+            job.folder, job.name, source=job.source, height=video.height, width=video.width,
+            times=video.times, audio_from=audio, with_truth=truth is not None,
+        ) as result:  # fmt: skip
+            how = with_settings(Tracking(), job.tracking)
+            frames = track_frames(video, masks, encoder, how, timings=timings)
+            for index, (image, labels) in enumerate(frames):
+                before = perf_counter()
+                result.write(image, labels, next(truth) if truth else None)
+                timings.write += perf_counter() - before
+                report({"event": "frame", "video": job.name, "frame": index + 1, "frames": len(video)})
+                if stop.is_set():
+                    raise Interrupted
+            scored = _score(job)
+            before = perf_counter()
+            done = result.finish(
+                seconds=perf_counter() - started,
+                scores=summary(scored) if scored else None,
+                curves=curves(scored, len(video)) if scored else None,
+                warnings=list(dict.fromkeys(str(w.message) for w in caught)),
+                extra={"identity": job.identity, "notes": notes, "timings": _rounded(timings)},
+            )
+            timings.write += perf_counter() - before
+    return done
+
+
+def _rounded(timings: Any) -> Json:
+    return {stage: round(seconds, 3) for stage, seconds in asdict(timings).items()}
+
+
+def _masks(job: TrackJob) -> Mapping[int, Any]:
+    if job.sequence is None:
+        return job.masks
+    first = label_map(job.sequence.truth[0], merge=job.sequence.merge)
+    labels = np.where(first == 255, 0, first)
+    return {0: Mask(labels=labels, ids=ids_in(labels), path=str(job.sequence.truth[0]))}
+
+
+def _score(job: TrackJob) -> SequenceScores | None:
+    """Scores of the masks as written, so that what is scored is what is handed on."""
+    if job.sequence is None:
+        return None
+    folder = job.folder / "videos" / job.name / "masks"
+    written = [folder / f"{index:05d}.png" for index in range(len(job.sequence.truth))]
+    return score_sequence(job.name, written, job.sequence.truth, job.protocol, merge=job.sequence.merge)
+
+
+# -------------------------------------------------------------------------------------------- verbs
+
+
+def track_plan(
+    *, output: Path | None, settings: Settings, inputs: Sequence[str], masks: Sequence[str], resize_mask: bool
+) -> Plan:
+    """`unspool track`: one job per video that has a mask; a video without one is failed work."""
+    videos = expand_inputs(inputs)
+    names = names_of(videos)
+    folder = output or default_folder("track", videos)
+    tracking = _tracking_record(settings)
+    jobs, failures = [], []
+    for name, video, given in zip(names, videos, masks_of(videos, names, masks), strict=True):
+        if isinstance(given, str):
+            failures.append((name, given))
+        else:
+            jobs.append(TrackJob(name, video, folder, settings, tracking, given, resize_mask))
+    return _tracking_plan("track", folder, settings, tracking, jobs, failures=tuple(failures))
+
+
+def eval_plan(
+    *, output: Path | None, settings: Settings, data: str, names: tuple[str, ...], protocol: str | None
+) -> Plan:
+    """`unspool eval tracking --data KIND:PATH`: one job per sequence, scores over all of them."""
+    kind, colon, path = data.partition(":")
+    years = {"davis17": 2017, "davis16": 2016}
+    if kind not in years or not colon:
+        raise UsageError(f"--data {data}: expected KIND:PATH, KIND one of {', '.join(years)}")
+    root = Path(path)
+    if not root.is_dir():
+        raise UsageError(f"--data {data}: no such folder {root}")
+    protocol = _known_protocol(protocol or {"davis17": "davis17-semi", "davis16": "davis16-official"}[kind])
+    folder = output or Path(f"unspool-eval-{kind}-{safe_name(settings.model)}")
+    tracking = _tracking_record(settings)
+    jobs = [
+        TrackJob(s.name, str(s.frames), folder, settings, tracking, sequence=s, protocol=protocol)
+        for s in davis(root, year=years[kind], names=names)
+    ]
+    finish = partial(_finish_eval, {job.name: job.sequence for job in jobs}, protocol)
+    more = {"data": kind, "protocol": protocol}
+    return _tracking_plan("eval tracking", folder, settings, tracking, jobs, finish=finish, more=more)
+
+
+def score_plan(*, output: Path | None, pred: Path, truth: Path, protocol: str | None) -> Plan:
+    """`unspool eval tracking --pred DIR --truth DIR`: masks made elsewhere; no encoder, no frames."""
+    protocol = _known_protocol(protocol or "davis17-semi")
+    folder = output or Path(f"unspool-eval-{safe_name(pred.resolve().name)}")
+    jobs = [ScoreJob(p.name, p.prediction, p.truth, protocol) for p in mask_trees(pred, truth)]
+    config = {"pred": str(pred.resolve()), "truth": str(truth.resolve()), "protocol": protocol}
+    finish = partial(_finish_scores, jobs, protocol)
+    return Plan("eval tracking", folder, config, jobs, score_masks, finish=finish)
+
+
+def demo_plan(*, output: Path | None, settings: Settings) -> Plan:
+    """`unspool demo`: a rendered clip with known truth, tracked and scored; needs no file and no network."""
+    folder = output or Path("unspool-demo")
+    tracking = _tracking_record(settings)
+    job = DemoJob("rendered", folder, settings, tracking)
+    return _tracking_plan("demo", folder, settings, tracking, [job])
+
+
+def _tracking_plan(
+    verb: str, folder: Path, settings: Settings, tracking: Json, jobs: Sequence[Any], **more: Any
+) -> Plan:
+    config = {
+        "model": settings.model,
+        "preset": settings.preset,
+        "precision": settings.precision,
+        "seed": settings.seed,
+        "tracking": tracking,
+        **more.pop("config", {}),
+    }
+    estimate = partial(_estimate, settings, tracking, jobs)
+    model = partial(_model_record, settings)
+    return Plan(verb, folder, config, jobs, track_video, model=model, estimate=estimate, **more)
+
+
+def _estimate(settings: Settings, tracking: Json, jobs: Sequence[TrackJob]) -> str:
+    """Frames, time and peak memory in one line: one frame is encoded, the rest is arithmetic."""
+    from unspool.track import Tracking, cost, with_settings  # noqa: PLC0415
+
+    how = with_settings(Tracking(), tracking)
+    frames, seconds, memory = 0, 0.0, 0
+    measured: dict[tuple[int, int], tuple[float, int]] = {}
+    for job in jobs:
+        try:
+            with _open(job) as video:
+                size = (video.height, video.width)
+                if size not in measured:
+                    measured[size] = cost(size, _encoder_of(settings), how)
+                frames += len(video)
+        except UnspoolError:
+            continue  # it will be named when its turn comes
+        seconds += len(video) * measured[size][0]
+        memory = max(memory, measured[size][1])
+    return f"{frames} frames: about {_duration(seconds)}, peak memory about {memory / 1e9:.1f} GB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+@dataclass(frozen=True)
+class ScoreJob:
+    """Predicted and true masks of one sequence."""
+
+    name: str
+    prediction: tuple[Path | None, ...]
+    truth: tuple[Path, ...]
+    protocol: str
+
+    @property
+    def identity(self) -> Json:
+        """Scores are always computed anew: never reuse a table without looking at the masks."""
+        return {}
+
+
+def score_masks(job: ScoreJob, report: Report, stop: Stop) -> Json:
+    """Score one sequence; returns its entry of `run.json`."""
+    started = perf_counter()
+    scored = score_sequence(job.name, job.prediction, job.truth, job.protocol)
+    seconds = perf_counter() - started
+    return {
+        "name": job.name,
+        "frames": len(job.truth),
+        "seconds": round(seconds, 3),
+        "frames_per_second": round(len(job.truth) / seconds, 1),
+        "scores": summary(scored),
+        "scored": scored,
+    }
