@@ -1,0 +1,110 @@
+"""Where bytes come from: local paths, and any address that fsspec knows."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import posixpath
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from unspool.errors import VideoError
+
+IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".ppm"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A path, local or behind fsspec, as far as reading a video asks."""
+
+    address: str  # as the user gave it
+    path: str  # as its file system names it
+    files: Any = None  # the fsspec file system; None for local paths
+
+    def __str__(self) -> str:
+        return self.address
+
+    @property
+    def stem(self) -> str:
+        """The name of the video: without ending; a glob is named after its folder."""
+        path = self.path.rstrip("/")
+        if self.is_pattern:
+            path = posixpath.dirname(path)
+        elif self.is_folder:
+            return posixpath.basename(path) or "frames"
+        else:
+            path = posixpath.splitext(path)[0]
+        return posixpath.basename(path) or "frames"
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether this is a glob; a file that is really called so wins."""
+        return glob.has_magic(posixpath.basename(self.path)) and not self.exists
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether frames are to be looked for inside."""
+        return Path(self.path).is_dir() if self.files is None else bool(self.files.isdir(self.path))
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is anything."""
+        return Path(self.path).exists() if self.files is None else bool(self.files.exists(self.path))
+
+    @property
+    def size(self) -> int:
+        """Bytes of a file."""
+        return Path(self.path).stat().st_size if self.files is None else int(self.files.size(self.path) or 0)
+
+    def open(self) -> BinaryIO:
+        """The file, for reading bytes."""
+        if self.files is None:
+            return Path(self.path).open("rb")
+        opened: BinaryIO = self.files.open(self.path, "rb")
+        return opened
+
+    def images(self) -> list[Place]:
+        """The images of a folder or of a glob, in natural order (2 before 10)."""
+        folder, pattern = (
+            (posixpath.dirname(self.path), posixpath.basename(self.path))
+            if self.is_pattern
+            else (self.path, "*")
+        )
+        if self.files is None:
+            found = [str(p) for p in Path(folder or ".").iterdir()] if Path(folder or ".").is_dir() else []
+        else:
+            found = [str(p) for p in self.files.ls(folder, detail=False)] if self.files.isdir(folder) else []
+        names = sorted((posixpath.basename(p), p) for p in found)
+        kept = [
+            path
+            for name, path in sorted(names, key=lambda pair: natural_key(pair[0]))
+            if posixpath.splitext(name)[1].lower() in IMAGES
+            and not name.startswith(".")
+            and fnmatch.fnmatch(name, pattern)
+        ]
+        return [Place(path, path, self.files) for path in kept]
+
+
+def place(source: str | Path) -> Place:
+    """Local unless the address has a scheme (`memory://`, `s3://`, `file://`). Raises VideoError."""
+    address = str(source)
+    if "://" not in address:
+        return Place(address, Path(address).as_posix())
+    import fsspec  # noqa: PLC0415  (50 ms, and only addresses need it)
+
+    try:
+        files, path = fsspec.core.url_to_fs(address)
+    except (ValueError, ImportError) as error:
+        raise VideoError(f"{address}: this kind of address cannot be opened ({error})") from error
+    return Place(address, path, files)
+
+
+def natural_key(name: str) -> tuple[object, ...]:
+    """Sorts `frame2` before `frame10`, and `007` after `7`."""
+    parts: list[Callable[[], object] | object] = []
+    for text, digits in re.findall(r"(\D+)|(\d+)", name):
+        parts.append((0, int(digits), digits) if digits else (1, text.lower(), text))
+    return tuple(parts)
