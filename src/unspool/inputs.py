@@ -7,9 +7,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from unspool.data.vos import IMAGES
 from unspool.errors import UsageError
 from unspool.results import safe_name
+from unspool.video.source import IMAGES
 
 VIDEO_ENDINGS = {
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".flv",

@@ -193,6 +193,7 @@ class VideoResult:
         width: int,
         times: Sequence[Fraction],
         audio_from: str | None = None,
+        pixel_aspect: Fraction = Fraction(1),
         with_truth: bool = False,
     ) -> None:
         self.folder, self.name, self.source = folder, name, source
@@ -213,10 +214,19 @@ class VideoResult:
         self._thumb_frames = set(wanted.tolist())
         self._tracks = TracksWriter(self.home / "tracks.json", name=name, height=height, width=width)
         self._overlay = VideoWriter(
-            self.home / "overlay.mp4", height=height, width=width, times=times, audio_from=audio_from
+            self.home / "overlay.mp4",
+            height=height,
+            width=width,
+            times=times,
+            audio_from=audio_from,
+            pixel_aspect=pixel_aspect,
         )
         self._plain = VideoWriter(
-            self.home / "frames.mp4", height=self.display[0], width=self.display[1], times=times
+            self.home / "frames.mp4",
+            height=self.display[0],
+            width=self.display[1],
+            times=times,
+            pixel_aspect=pixel_aspect,
         )
         self._lanes = {lane: Lane(lane) for lane in ("masks", "overlay", "frames")}
         self._finished = False

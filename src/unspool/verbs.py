@@ -189,7 +189,7 @@ def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warning
         audio = job.source if Path(job.source).is_file() else None
         with VideoResult(
             job.folder, job.name, source=job.source, height=video.height, width=video.width,
-            times=video.times, audio_from=audio, with_truth=truth is not None,
+            times=video.times, audio_from=audio, pixel_aspect=video.pixel_aspect, with_truth=truth is not None,
         ) as result:  # fmt: skip
             how = with_settings(Tracking(), job.tracking)
             frames = track_frames(video, masks, encoder, how, timings=timings)

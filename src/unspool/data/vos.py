@@ -16,10 +16,9 @@ from jaxtyping import UInt8
 
 from unspool.errors import DataError, UsageError
 from unspool.masks import read_truth
-from unspool.video import natural_key
+from unspool.video.source import IMAGES, natural_key
 
 LabelMap = UInt8[np.ndarray, "h w"]
-IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".ppm"}
 
 
 @dataclass(frozen=True)
