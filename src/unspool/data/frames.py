@@ -1,0 +1,265 @@
+"""Pixels of footage at training size: decoded where asked for, or kept decoded on disk.
+
+Frames are brought down until their short side is the size asked for, never enlarged; the store holds the
+same bytes that decoding gives, so a run does not depend on whether it has one.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import UInt8
+
+from unspool.data.augment import resize
+from unspool.data.index import Broken, Footage, cache_folder, refuse_change
+from unspool.data.layouts import frames_of
+from unspool.errors import OutputError, UnspoolError, UnspoolWarning, VideoError
+from unspool.video import Video, open_video
+from unspool.video.source import place
+from unspool.video.stills import _read as read_still
+
+Picture = npt.NDArray[np.uint8]  # [H, W, 3] RGB
+Pictures = UInt8[np.ndarray, "t h w 3"]
+Numbers = Sequence[int] | npt.NDArray[np.int64]
+
+
+def size_at(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """(height, width) after bringing the short side down to `short_side`, px; the long one is truncated."""
+    short = min(height, width)
+    if short <= short_side:
+        return height, width
+    return tuple(short_side if side == short else side * short_side // short for side in (height, width))  # type: ignore[return-value]
+
+
+def shrink(image: Picture, short_side: int) -> Picture:
+    """The image at `size_at`, see `augment.resize`."""
+    channels = torch.from_numpy(image).permute(2, 0, 1)[None]
+    return resize(channels, size_at(image.shape[0], image.shape[1], short_side))[0].permute(1, 2, 0).numpy()
+
+
+class Decoder:
+    """Reads frames of footage; a few videos stay open, for those that are asked for again."""
+
+    def __init__(self, keep: int = 4) -> None:
+        self.keep = keep
+        self._open: OrderedDict[str, Video] = OrderedDict()
+
+    def __reduce__(self) -> tuple[type[Decoder], tuple[int]]:
+        return Decoder, (self.keep,)  # another process opens its own
+
+    def read(self, video: Footage, indices: Numbers, short_side: int) -> Pictures:
+        """The frames `indices` in that order, at `short_side`; each is decoded once, in ascending order.
+
+        Raises DataError for files that have changed, VideoError for frames that cannot be read.
+        """
+        wanted, order = np.unique(np.asarray(indices), return_inverse=True)
+        with quiet():
+            images = [shrink(image, short_side) for image in self._images(video, wanted.tolist())]
+        return np.stack(images)[order]
+
+    def read_all(self, video: Footage, short_side: int) -> Iterator[Picture]:
+        """All frames in order, at `short_side`, one at a time; what opening says again is not silenced."""
+        for image in self._images(video, range(video.frames)):
+            yield shrink(image, short_side)
+
+    def _images(self, video: Footage, wanted: Iterable[int]) -> Iterator[Picture]:
+        refuse_change(video)
+        if video.span[1]:
+            from unspool.data.shards import images_of_sample  # noqa: PLC0415  (an extra reads shards)
+
+            yield from images_of_sample(video, wanted)
+        elif Path(video.source).is_dir():
+            frames = frames_of(Path(video.source))
+            for index in wanted:
+                yield sized(video, read_still(place(frames[index])))
+        else:
+            opened = self._video(video.source)
+            yield from pick(opened, video, wanted)
+
+    def _video(self, source: str) -> Video:
+        if source not in self._open:
+            self._open[source] = open_video(source, decode_ahead=0)
+            while len(self._open) > self.keep:
+                self._open.popitem(last=False)[1].close()
+        self._open.move_to_end(source)
+        return self._open[source]
+
+    def close(self) -> None:
+        """Close what is open."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+
+def pick(opened: Video, video: Footage, wanted: Iterable[int]) -> Iterator[Picture]:
+    """Frames by ascending number. Raises VideoError if `opened` has not as many as were counted."""
+    for index in wanted:
+        if len(opened) != video.frames:
+            raise VideoError(
+                f"{video.source}: has {len(opened)} frames that can be decoded, not {video.frames} as its "
+                "index says; get a whole copy, or take it out"
+            )
+        yield sized(video, opened[index])
+
+
+def sized(video: Footage, image: Picture) -> Picture:
+    """The image. Raises VideoError if it is not of the video's size."""
+    if image.shape[:2] != (video.height, video.width):
+        raise VideoError(
+            f"{video.source}: holds a frame of {image.shape[1]}x{image.shape[0]}, the first is "
+            f"{video.width}x{video.height}; a video has one size, take that frame out or resize it"
+        )
+    return image
+
+
+# ----------------------------------------------------------------------------------------------- store
+
+
+@dataclass(frozen=True)
+class FrameStore:
+    """Decoded frames on disk: one memory-mapped array [frames, h, w, 3] of uint8 per video."""
+
+    folder: Path
+    short_side: int  # px
+
+    def path(self, video: Footage) -> Path:
+        """Named by where the video is, then by its state, so that another state is another file."""
+        state = f"{video.stamp} {video.span} {video.frames}"
+        return self.folder / f"{_digest(video.source)}-{_digest(state)}.npy"
+
+    def bytes(self, video: Footage) -> int:
+        """Size of its frames."""
+        height, width = size_at(video.height, video.width, self.short_side)
+        return video.frames * height * width * 3
+
+    def frames(self, video: Footage) -> Pictures:
+        """All frames, mapped, not read."""
+        return np.load(self.path(video), mmap_mode="r")  # type: ignore[no-any-return]
+
+    def read(self, video: Footage, indices: Numbers) -> Pictures:
+        """The frames `indices`, in that order."""
+        return np.asarray(self.frames(video)[np.asarray(indices)])
+
+
+def store_frames(
+    videos: Sequence[Footage],
+    short_side: int,
+    *,
+    limit_gb: float = 50.0,
+    folder: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[FrameStore, tuple[Broken, ...]]:
+    """Decode every video once, into `folder` (default: the cache); those that are there already are kept.
+
+    Returns the store and the videos that could not be decoded. A video appears when it is whole, so a
+    killed run goes on where it was. `limit_gb` bounds the frames of `videos` together, 10^9 bytes.
+    Raises OutputError where they would pass the limit, or do not fit the disk.
+    """
+    folder = folder or cache_folder() / "frames" / f"short-{short_side}"
+    store = FrameStore(folder, short_side)
+    with _disk_errors_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        missing = [video for video in videos if not store.path(video).exists()]
+        _refuse_size(store, videos, missing, limit_gb)
+        broken = _store_all(store, missing, progress)
+    return store, tuple(broken)
+
+
+def _refuse_size(
+    store: FrameStore, videos: Sequence[Footage], missing: Sequence[Footage], limit_gb: float
+) -> None:
+    total = sum(map(store.bytes, videos)) / 1e9
+    more, free = sum(map(store.bytes, missing)) / 1e9, shutil.disk_usage(store.folder).free / 1e9
+    if total > limit_gb:
+        raise OutputError(
+            f"{store.folder}: {len(videos)} videos decoded at short side {store.short_side} take "
+            f"{total:.1f} GB, the limit is {limit_gb:g} GB; raise the limit, choose a smaller size, or "
+            "decode while training"
+        )
+    if more > free:
+        raise OutputError(
+            f"{store.folder}: decoded frames need {more:.1f} GB more, {free:.1f} GB are free; make room, set "
+            "UNSPOOL_CACHE to a larger disk, choose a smaller size, or decode while training"
+        )
+
+
+def _store_all(
+    store: FrameStore, videos: Sequence[Footage], progress: Callable[[int, int], None]
+) -> list[Broken]:
+    def attempt(video: Footage) -> Broken | None:
+        decoder = Decoder(keep=1)
+        try:
+            _write_frames(store, video, decoder)
+        except VideoError as error:
+            return Broken(video.source, str(error), video.stamp)
+        finally:
+            decoder.close()
+        return None
+
+    broken = []
+    with quiet(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for done, failure in enumerate(pool.map(attempt, videos), start=1):
+            broken += [failure] if failure else []
+            progress(done, len(videos))
+    return broken
+
+
+def _write_frames(store: FrameStore, video: Footage, decoder: Decoder) -> None:
+    path = store.path(video)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            write_npy(file, decoder.read_all(video, store.short_side), video.frames)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    for old in store.folder.glob(f"{_digest(video.source)}-*.npy"):
+        if old != path:
+            old.unlink(missing_ok=True)  # frames of a file that is no longer like this
+
+
+def write_npy(file: BinaryIO, images: Iterable[Picture], count: int) -> None:
+    """`images` one after the other as one array; written, not mapped, so that a full disk is an error."""
+    for number, image in enumerate(images):
+        if number == 0:
+            shape = {"descr": "|u1", "fortran_order": False, "shape": (count, *image.shape)}
+            np.lib.format.write_array_header_1_0(file, shape)
+        file.write(np.ascontiguousarray(image).data)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without warnings about videos: what there is to say was said when they were looked at first."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnspoolWarning)
+        yield
+
+
+@contextmanager
+def _disk_errors_named(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except UnspoolError:
+        raise
+    except OSError as error:
+        full = error.errno == errno.ENOSPC
+        remedy = "make room" if full else "set UNSPOOL_CACHE to a folder that you may write to"
+        what = f"decoded frames cannot be written ({error.strerror})"
+        raise OutputError(f"{folder}: {what}; {remedy}") from error
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
