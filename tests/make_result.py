@@ -72,7 +72,9 @@ def label_map(clip: Clip, index: int, shift: int = 0) -> np.ndarray:
     labels = np.zeros((height, width), np.uint8)
     for label in range(1, clip.objects + 1):
         if (at := centre(clip, index, label)) is not None:
-            near = (rows - at[0]) ** 2 + (columns - at[1] - shift) ** 2 < (height / (clip.objects + 2)) ** 2 / 3
+            near = (rows - at[0]) ** 2 + (columns - at[1] - shift) ** 2 < (
+                height / (clip.objects + 2)
+            ) ** 2 / 3
             labels[near] = label
     return labels
 
@@ -149,7 +151,12 @@ def make_video(folder: Path, clip: Clip) -> dict[str, Any]:
             for k in ids:
                 area[k].append(int((prediction == k).sum()))
                 curve[k].append(jaccard(prediction, truth, k))
-        chunk = {"start": start, "count": len(drawn), "prediction": drawn, "truth": known if clip.truth else None}
+        chunk = {
+            "start": start,
+            "count": len(drawn),
+            "prediction": drawn,
+            "truth": known if clip.truth else None,
+        }
         script(folder / "data" / f"{clip.name}-{number:03d}.js", "chunk", clip.name, number, chunk)
     for k in ids:
         curve[k][0] = curve[k][-1] = None  # the protocol scores neither the first nor the last frame
@@ -233,7 +240,14 @@ def make_result(
             videos.append({**entry, "status": "failed", "error": clip.error})
             continue
         videos.append(
-            {**entry, "status": "done", "frames": clip.frames, "objects": clip.objects, "seconds": 2.5, "fps": 24.0}
+            {
+                **entry,
+                "status": "done",
+                "frames": clip.frames,
+                "objects": clip.objects,
+                "seconds": 2.5,
+                "fps": 24.0,
+            }
         )
     scored = {name: d["scores"] for name, d in done.items() if "scores" in d}
     if scored:

@@ -8,9 +8,9 @@
    Page    list, tables, keys, theme. */
 
 const unspool = (() => {
-  const { results } = JSON.parse(document.getElementById("page-data").textContent);
+  const { bases, videos } = JSON.parse(document.getElementById("page-data").textContent);
   const byId = (id) => document.getElementById(id);
-  const two = results.length === 2;
+  const two = bases.length === 2;
 
   function element(tag, attributes = {}, ...children) {
     const made = document.createElement(tag);
@@ -251,6 +251,7 @@ const unspool = (() => {
     close() {
       this.pause();
       this.turn++;
+      this.blind = true;
       if (this.video.hasAttribute("src")) {
         this.video.removeAttribute("src");
         this.video.load();
@@ -373,7 +374,7 @@ const unspool = (() => {
   async function open(index, frame = 0) {
     const turn = ++opening;
     film.close();
-    const entry = results[0].videos[index];
+    const entry = videos[index];
     current = index;
     layers = [];
     painted = -1;
@@ -385,25 +386,22 @@ const unspool = (() => {
     }
     for (const id of ["bands", "curves", "strip", "links", "video-warnings"]) byId(id).replaceChildren();
     byId("screen").classList.add("empty");
-    if (entry.status === "failed") return say(entry.error || "This video failed.");
+    if (!entry.pictures) return say(entry.error || WITHOUT_PICTURES[entry.status] || `${entry.name}: ${entry.status}`);
     say("");
-    let opened;
-    try {
-      opened = await Promise.all(matching(entry).map((layer) => layer.open()));
-    } catch (error) {
-      if (turn === opening) say(entry.status === "done" ? `${error.message}.` : "Not finished yet: reload later.");
-      return undefined;
-    }
+    const tried = await Promise.allSettled(bases.map((base) => new Layer(base, entry.name).open()));
     if (turn !== opening) return undefined;
+    const opened = tried.filter(({ value }) => value).map(({ value }) => value);
+    if (!opened.length) return say(`${tried[0].reason.message}.`);
+    if (opened.length < bases.length) say(`Only one of the two results holds ${entry.name}.`);
     return present(opened, Math.min(frame, opened[0].record.frames - 1), turn);
   }
 
-  /** The layers of a video: one, or that of each result where both hold it. */
-  function matching(entry) {
-    return results
-      .filter(({ videos }) => videos.some(({ name, status }) => name === entry.name && status === "done"))
-      .map(({ base }) => new Layer(base, entry.name));
-  }
+  const WITHOUT_PICTURES = {
+    done: "Only scores were made of this video: there is nothing to look at.",
+    running: "Not finished yet: reload later.",
+    interrupted: "Interrupted: run the same command again to go on.",
+    failed: "This video failed.",
+  };
 
   async function present(opened, frame, turn) {
     if (opened.length === 2 && opened[0].record.frames !== opened[1].record.frames) {
@@ -411,6 +409,7 @@ const unspool = (() => {
       opened = opened.slice(0, 1);
     }
     layers = opened;
+    byId("frame").classList.toggle("alone", layers.length === 1);
     const shown = record();
     byId("screen").classList.remove("empty");
     const [height, width] = shown.display;
@@ -504,7 +503,10 @@ const unspool = (() => {
     byId("play").querySelector("use").setAttribute("href", `#icon-${name}`);
     byId("play").setAttribute("aria-label", film.playing ? "Pause" : "Play");
     byId("screen").classList.toggle("blind", film.blind);
-    if (!film.playing) remember();
+    if (!film.playing && layers.length) {
+      showPosition();
+      remember();
+    }
   }
 
   const clock = (seconds) => {
@@ -516,12 +518,14 @@ const unspool = (() => {
     const time = clock(record().times[position]);
     byId("frame-number").textContent = position;
     byId("frame-time").textContent = time;
-    byId("scrub").setAttribute("aria-valuenow", position);
-    byId("scrub").setAttribute("aria-valuetext", `frame ${position} of ${lastFrame()}, ${time}`);
+    if (!film.playing) {
+      byId("scrub").setAttribute("aria-valuenow", position);
+      byId("scrub").setAttribute("aria-valuetext", `frame ${position} of ${lastFrame()}, ${time}`);
+    }
     byId("timeline").style.setProperty("--at", (position + 0.5) / record().frames);
     for (const cell of document.querySelectorAll("[data-curve]")) {
-      const values = curveValues(cell.dataset.curve);
-      const now = mean(values.map((series) => series.values[position]));
+      const series = curveValues(cell.dataset.curve).filter(({ place }) => place === Number(cell.dataset.place));
+      const now = mean(series.map(({ values }) => values[position]));
       cell.textContent = now === null ? "–" : now.toFixed(3);
     }
   }
@@ -587,10 +591,13 @@ const unspool = (() => {
 
   function buildTimeline() {
     for (const metric of Object.keys(record().scores ?? {})) {
-      const now = element("span", { "data-curve": metric });
+      const now = layers.map((_, place) => {
+        const colour = two ? `color: var(--mark-${"ab"[place]})` : "";
+        return element("span", { "data-curve": metric, "data-place": place, style: colour });
+      });
       const worst = element("button", { type: "button", class: "worst", "aria-label": `Go to the lowest ${metric}`, title: `Go to the lowest ${metric}` }, "lowest");
       worst.addEventListener("click", () => goToLowest(metric));
-      const label = element("div", { class: "label curve-label" }, element("b", {}, metric), now, worst);
+      const label = element("div", { class: "label curve-label" }, element("b", {}, metric), ...now, worst);
       byId("curves").append(row(label, element("canvas", { class: "track curve", "data-metric": metric, role: "img" })));
     }
     layers.forEach((layer, place) => {
@@ -841,11 +848,11 @@ const unspool = (() => {
       }
     });
     for (const strip of document.querySelectorAll("[data-strip]")) seen.observe(strip);
-    byId("neighbours").hidden = results[0].videos.length < 2;
+    byId("neighbours").hidden = videos.length < 2;
   }
 
   function neighbour(by) {
-    const count = results[0].videos.length;
+    const count = videos.length;
     if (count < 2) return;
     open((current + by + count) % count);
     document.querySelector(`.card[data-video="${current}"]`)?.scrollIntoView({ block: "nearest", behavior: calm.matches ? "auto" : "smooth" });
@@ -888,7 +895,7 @@ const unspool = (() => {
     const { target } = event;
     if (target.matches?.("input[type=range]") && event.key.startsWith("Arrow")) return;
     if (target.closest?.("button, a, summary, input") && event.key === " ") return; // it is theirs
-    const action = keyAction(event);
+    const action = layers.length || "[]?".includes(event.key) ? keyAction(event) : undefined;
     if (!action) return;
     event.preventDefault();
     action();
@@ -941,6 +948,7 @@ const unspool = (() => {
       const button = event.target.closest?.(".player button, .card");
       if (button && event.detail) button.blur();
     });
+    document.addEventListener("pointerup", ({ target }) => target.matches?.("input[type=range]") && target.blur());
     document.addEventListener("keydown", onKey);
     if (!document.fullscreenEnabled) byId("full").hidden = true;
   }
@@ -953,9 +961,8 @@ const unspool = (() => {
   /** The place that the address names, else the first video that can be shown. */
   function start() {
     const place = new URLSearchParams(location.hash.slice(1));
-    const { videos } = results[0];
     const named = videos.findIndex(({ name }) => name === place.get("video"));
-    const first = Math.max(0, videos.findIndex(({ status }) => status === "done"));
+    const first = Math.max(0, videos.findIndex(({ pictures }) => pictures));
     if (!videos.length) return say("No video yet.");
     return open(named >= 0 ? named : first, named >= 0 ? Number(place.get("frame")) || 0 : 0);
   }
@@ -970,9 +977,10 @@ const unspool = (() => {
   return {
     video: deliver,
     chunk: deliver,
+    goTo,
     /** What is on the screen, for tests and the curious. */
     state: () => ({
-      video: results[0].videos[current]?.name, position, painted, playing: film.playing, blind: film.blind,
+      video: videos[current]?.name, position, painted, playing: film.playing, blind: film.blind,
       view: look.view, off: [...look.off], chunks: layers.map((layer) => [...layer.chunks.keys()]),
     }),
   };
