@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
@@ -22,6 +22,9 @@ from make_result import COLOURS, READ_BAR_CODE, Clip, label_map, make_result
 
 from unspool.errors import OutputError, UsageError
 from unspool.page import Server, duration, read_result, serve, write_page
+
+if TYPE_CHECKING:
+    from chromium import Browser
 
 HOSTILE = ("<script>window.hacked=1<script>", "a\"b'c&d", "50% #1?", "日本 ünï", "x" * 120)
 VARIABLE = [Fraction(t, 1000) for t in (500, 540, 545, 700, 1450, 1483, 1517, 1600, 2100, 2200)]
@@ -191,85 +194,21 @@ def test_view_refuses_three_results_and_a_port_in_use(tmp_path: Path, served: Ca
 
 
 DOG = Clip("dog", shift=6, objects=3)
-PRESS = """
-    (document.activeElement || document.body).dispatchEvent(new KeyboardEvent('keydown',
-        {key: arguments[0], shiftKey: arguments[1], bubbles: true, cancelable: true}));
-"""
-PIXEL = """
-    const [row, column, canvas] = arguments;
-    const pen = document.querySelectorAll('canvas.mask')[canvas].getContext('2d');
-    return [...pen.getImageData(column, row, 1, 1).data];
-"""
 CATCH_CLIPBOARD = """
     const writeText = async (text) => { window.text = text; };
     Object.defineProperty(navigator, 'clipboard', {value: {writeText}});
 """
 
 
-class Browser:
-    """A headless Chromium with the few moves that the tests need."""
-
-    def __init__(self, profile: Path) -> None:
-        from selenium import webdriver
-        from selenium.webdriver.chrome.service import Service
-
-        options = webdriver.ChromeOptions()
-        options.binary_location = shutil.which("chromium") or ""
-        quiet = ["gpu", "quic", "background-networking", "component-update", "sync"]
-        for switch in (
-            "headless=new",
-            "no-sandbox",
-            "no-first-run",
-            *(f"disable-{part}" for part in quiet),
-            f"user-data-dir={profile}",
-            "window-size=1280,800",
-        ):
-            options.add_argument(f"--{switch}")
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        self.driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
-
-    def open(self, page: Path | str, width: int = 1280, height: int = 800) -> None:
-        """Load anew (never the page before it with another fragment) and wait until it stands still."""
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        self.driver.get("about:blank")
-        self.driver.get_log("browser")
-        self.driver.get(page if isinstance(page, str) else page.as_uri())
-
-    def run(self, script: str, *arguments: object) -> Any:
-        return self.driver.execute_script(script, *arguments)
-
-    def state(self) -> dict[str, Any]:
-        return dict(self.run("return unspool.state()"))
-
-    def until(self, condition: str, seconds: float = 15) -> None:
-        """Wait until a JavaScript expression over `s`, the state of the page, holds."""
-        end = time.monotonic() + seconds
-        while not self.run(f"const s = unspool.state(); return Boolean({condition})"):
-            assert time.monotonic() < end, f"{condition} never came: {self.state()}"
-            time.sleep(0.02)
-
-    def press(self, *keys: str, shift: bool = False) -> None:
-        for key in keys:
-            self.run(PRESS, key, shift)
-
-    def pixel(self, row: int, column: int, canvas: int = 0) -> list[int]:
-        """Red, green, blue and opacity on the canvas of objects."""
-        return list(self.run(PIXEL, row, column, canvas))
-
-    def errors(self) -> list[str]:
-        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
-
-
 @pytest.fixture(scope="session")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    pytest.importorskip("selenium", reason="selenium is not installed")
-    for program in ("chromium", "chromedriver"):
+    module = pytest.importorskip("chromium", reason="selenium is not installed")
+    for program in module.PROGRAMS:
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed")
-    browser = Browser(tmp_path_factory.mktemp("profile"))
+    browser: Browser = module.Browser(tmp_path_factory.mktemp("profile"))
     yield browser
-    browser.driver.quit()
+    browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """One page for every result, and the server behind `unspool view`.
 
 `write_page` reads run.json, scores.json and videos/*/done.json, and writes index.html: the words and
-tables as plain HTML, page.css and page.js inlined. What a video shows (masks, truth, curves) comes from
+tables as plain HTML, page.css and the scripts inlined. What a video shows (masks, truth, curves) comes from
 `data/*.js` when the reader opens it. All names are foreign text: escaped in HTML, percent-encoded in
 addresses, and never read by the script except from JSON or through `textContent`.
 """
@@ -32,6 +32,7 @@ from unspool.errors import OutputError, UsageError
 from unspool.results import written_whole
 
 HERE = Path(__file__).parent
+SCRIPTS = ("page_frames.js", "page_player.js", "page.js")  # one script on the page, in this order
 HEADLINE = ("J&F-Mean", "J-Mean", "F-Mean")
 
 Json = dict[str, Any]
@@ -242,7 +243,7 @@ def render_page(results: Sequence[Result], bases: Sequence[str] = ("",)) -> str:
         columns=shared_columns(*results) if two else results[0].columns,
         differing=differing_settings(results),
         css=Markup((HERE / "page.css").read_text("utf-8")),
-        js=Markup((HERE / "page.js").read_text("utf-8")),
+        js=Markup("\n".join((HERE / name).read_text("utf-8") for name in SCRIPTS)),
         data=Markup(_page_data(bases, cards)),
     )
 
