@@ -17,7 +17,7 @@ import numpy.typing as npt
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
 from unspool.errors import OutputError, UnspoolWarning, VideoError
-from unspool.video.container import audio_stream
+from unspool.video.packets import open_container
 from unspool.video.source import place
 
 Picture = npt.NDArray[np.uint8]  # [H, W, 3] RGB
@@ -60,7 +60,7 @@ class VideoWriter:
             self._output = av.open(str(self._part), "w", format="mp4", options=options)
             self._stream = self._add_video(crf, pixel_aspect)
             if audio_from is not None:
-                self._audio = _Sound.of(audio_from, self._output, self._span(), self._before_zero())
+                self._audio = _Sound(audio_from, self._output, self._span(), self._before_zero())
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -181,34 +181,29 @@ class _Sound:
     """The audio packets of another file, as they are, within the video's span."""
 
     def __init__(
-        self, container: Any, source: Any, target: Any, span: tuple[Fraction, Fraction], zero: Fraction
+        self, path: str | Path, output: Any, span: tuple[Fraction, Fraction], zero: Fraction
     ) -> None:
-        self._container, self._target = container, target
+        self._container, self._file = open_container(place(path))
         self._start, self._end = span
         self._zero = zero
-        self._packets = container.demux(source)
         self._next: Any = None
+        self._packets: Iterator[Any] = iter(())
+        source = next(iter(self._container.streams.audio), None)
+        if source is not None and self._fits(source.codec_context, output, path):
+            self._target = output.add_stream_from_template(source)
+            self._packets = self._container.demux(source)
 
-    @classmethod
-    def of(
-        cls, path: str | Path, output: Any, span: tuple[Fraction, Fraction], zero: Fraction
-    ) -> _Sound | None:
-        """None where the file has no sound, or none that an MP4 can hold (UnspoolWarning)."""
-        container, source = audio_stream(place(path))
-        if source is None:
-            container.close()
-            return None
-        name = source.codec_context.name
-        if not {name, source.codec_context.codec.canonical_name} & output.supported_codecs:
-            container.close()
-            warnings.warn(
-                f"{path}: its sound ({name}) does not fit into an MP4 and is left out; "
-                "convert the sound to AAC to keep it",
-                UnspoolWarning,
-                stacklevel=5,
-            )
-            return None
-        return cls(container, source, output.add_stream_from_template(source), span, zero)
+    @staticmethod
+    def _fits(codec: Any, output: Any, path: str | Path) -> bool:
+        if {codec.name, codec.codec.canonical_name} & output.supported_codecs:
+            return True
+        warnings.warn(
+            f"{path}: its sound ({codec.name}) does not fit into an MP4 and is left out; "
+            "convert the sound to AAC to keep it",
+            UnspoolWarning,
+            stacklevel=4,
+        )
+        return False
 
     def before(self, time: Fraction | None) -> Iterator[Any]:
         """The packets up to `time` that have not been given yet; all that are left for None."""
@@ -235,6 +230,8 @@ class _Sound:
 
     def close(self) -> None:
         self._container.close()
+        if self._file:
+            self._file.close()
 
 
 def _best_encoder() -> str:
