@@ -10,7 +10,6 @@ import json
 import re
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -221,6 +220,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             Clip("dog", shift=6, objects=3),
             Clip("lost", error="cannot be decoded"),
         ],
+        "sparse": [Clip("sparse", frames=6, truth_every=5)],
         "plain": [Clip("plain", truth=False, warnings=("frame 3 is lost",))],
         "long": [Clip("long", frames=1200, size=(96, 96), objects=1)],
         "blind": [Clip("blind", playable=False)],
@@ -311,9 +311,8 @@ def test_playing_paints_each_frame_with_its_own_objects(
     chromium.until("s.playing && s.painted > 5")
     chromium.press(" ")
     chromium.until("!s.playing")
-    time.sleep(0.2)
-    frame = chromium.state()["painted"]
-    assert chromium.run(READ_BAR_CODE, 1) == frame == chromium.state()["position"]
+    chromium.run(f"window.barCode = function () {{ {READ_BAR_CODE} }}")
+    chromium.until("s.painted === s.position && s.painted === barCode(1)")
     chromium.press(" ")
     chromium.until("!s.playing && s.painted === 39")
 
@@ -348,6 +347,18 @@ def test_t_shows_the_truth_and_d_the_difference(chromium: Browser, pages: dict[s
     assert not chromium.run("return document.getElementById('legend').hidden")
     chromium.press("d")
     assert chromium.state()["view"] == "prediction"
+
+
+def test_frame_without_truth_among_others_says_so(chromium: Browser, pages: dict[str, Path]) -> None:
+    chromium.open(pages["sparse"])
+    chromium.until("s.painted === 0")
+    chromium.press("t")
+    hidden = "return document.getElementById('unknown').hidden"
+    assert chromium.run(hidden)
+    chromium.press("ArrowRight")
+    chromium.until("s.painted === 1")
+    assert not chromium.run(hidden)
+    assert chromium.pixel(*inside(Clip("sparse", frames=6), 1, 1))[3] == 0
 
 
 def test_without_truth_the_page_does_not_offer_it(chromium: Browser, pages: dict[str, Path]) -> None:
@@ -485,7 +496,7 @@ def test_running_job_shows_what_is_done_and_says_so(chromium: Browser, tmp_path:
     (tmp_path / "run.json").write_text(json.dumps(run))
     chromium.open(write_page(tmp_path))
     chromium.until("s.video === 'swan' && s.painted === 0")
-    assert "1 of 2 videos done" in chromium.run("return document.querySelector('.banner').textContent")
+    assert "1 video done" in chromium.run("return document.querySelector('.banner').textContent")
     chromium.press("]")
     chromium.until("s.video === 'later'")
     assert "reload later" in chromium.run("return document.getElementById('message').textContent")

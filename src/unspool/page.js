@@ -111,7 +111,7 @@ function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || byId("help").open) return;
   const { target } = event;
   if (target.matches?.("input[type=range]") && event.key.startsWith("Arrow")) return;
-  if (target.closest?.("button, a, summary, input") && event.key === " ") return; // it is theirs
+  if (target.closest?.("button, a, summary, input:not([type=range])") && event.key === " ") return; // it is theirs
   const action = layers.length || "[]?".includes(event.key) ? keyAction(event) : undefined;
   if (!action) return;
   event.preventDefault();
@@ -193,6 +193,7 @@ wireTables();
 wireList();
 wireTheme();
 wireControls();
+addEventListener("hashchange", start);
 
 Object.assign(unspool, {
   video: deliver,

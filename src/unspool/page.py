@@ -106,12 +106,13 @@ class Result:
 
     @property
     def seconds(self) -> float | None:
-        """How long the run took, from its own clock."""
+        """How long the work took: by the clock, but a pause before a rerun does not count."""
         try:
             began, ended = (datetime.fromisoformat(self.run[k]) for k in ("started", "ended"))
         except (KeyError, TypeError, ValueError):
             return None
-        return (ended - began).total_seconds()
+        passed, worked = (ended - began).total_seconds(), sum(e.seconds or 0.0 for e in self.entries)
+        return min(passed, worked) if worked else passed
 
     @property
     def settings(self) -> list[tuple[str, list[tuple[str, str]]]]:

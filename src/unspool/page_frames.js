@@ -130,7 +130,10 @@ function fillLabels(out, labels, width, fill, edge) {
   }
 }
 
-const DIFFERENCE = { agree: "#9aa5b1", missed: "#56b4e9", extra: "#d55e00", swapped: "#f0e442" };
+const inks = getComputedStyle(document.documentElement);
+const DIFFERENCE = Object.fromEntries(
+  ["agree", "missed", "extra", "swapped"].map((name) => [name, inks.getPropertyValue(`--${name}`).trim()]),
+);
 
 function fillDifference(out, prediction, truth, on, opacity) {
   const agree = word(DIFFERENCE.agree, opacity * 0.7);
@@ -266,7 +269,8 @@ class Film {
     this.video.requestVideoFrameCallback((_now, { mediaTime }) => {
       if (turn !== this.turn) return;
       this.follow(turn);
-      if (!this.seeking || this.playing) this.report(frameAt(this.times, mediaTime + this.shift));
+      this.answered = true;
+      this.report(frameAt(this.times, mediaTime + this.shift));
     });
   }
 
@@ -287,15 +291,20 @@ class Film {
     if (this.blind) return this.report(frame);
     if (this.seeking) return undefined; // `landed` goes on to the newest wish
     this.seeking = true;
+    this.answered = false;
     this.video.currentTime = this.middle(frame);
     this.going = frame;
     return undefined;
   }
 
+  /** The frame is decoded but not yet on the screen: `follow` hears of that, unless nobody looks. */
   landed() {
     this.seeking = false;
-    if (this.wanted !== null && this.wanted !== this.going) this.seek(this.wanted);
-    else if (!this.playing && this.wanted !== null) this.report(this.wanted);
+    if (this.wanted !== null && this.wanted !== this.going) return this.seek(this.wanted);
+    const { turn, going } = this;
+    const silent = () => turn === this.turn && going === this.wanted && !this.answered && !this.playing;
+    setTimeout(() => silent() && this.report(going), this.exact ? 250 : 0);
+    return undefined;
   }
 
   async play() {

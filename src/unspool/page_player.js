@@ -84,7 +84,9 @@ async function present(opened, frame, turn) {
   goTo(frame, true);
   const source = layers.find((layer) => layer.record.files?.frames);
   await film.open(source ? source.base + encodePath(source.record.files.frames) : "", shown.times);
-  if (turn === opening) goTo(position, true);
+  if (turn !== opening) return;
+  showPlaying();
+  goTo(position, true);
 }
 
 const encodePath = (path) => path.split("/").map(encodeURIComponent).join("/");
@@ -119,10 +121,7 @@ function paint(frame) {
     if (film.playing && ahead <= lastFrame()) layer.at(Math.floor(ahead), () => {});
   });
   painted = whole ? frame : -1;
-  if (look.view !== "prediction" && whole) {
-    const known = layers[0].at(frame)?.truth !== null;
-    byId("legend").dataset.known = known;
-  }
+  byId("unknown").hidden = !whole || look.view === "prediction" || layers[0].at(frame).truth !== null;
 }
 
 const repaint = () => layers.length && paint(film.frame);
