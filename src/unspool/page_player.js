@@ -415,6 +415,7 @@ function wireTimeline() {
     fillStrip();
     drawTimeline();
   }).observe(byId("scrub"));
+  document.addEventListener("fullscreenchange", drawTimeline);
 }
 
 function hover(frame) {
