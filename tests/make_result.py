@@ -91,14 +91,14 @@ def image(clip: Clip, index: int) -> np.ndarray:
 
 
 READ_BAR_CODE = f"""
-    const [video, scale] = [document.querySelector('video'), arguments[0]];
+    const [video, wide] = [document.querySelector('video'), arguments[0]]; // pixel aspect
     const canvas = document.createElement('canvas');
     [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
     const pen = canvas.getContext('2d');
     pen.drawImage(video, 0, 0);
     let index = 0;
     for (let bit = 0; bit < {BITS}; bit++) {{
-        const x = (bit + 0.5) * {CELL} * scale, y = {CELL} / 2 * scale;
+        const x = (bit + 0.5) * {CELL} * wide, y = {CELL} / 2;
         if (pen.getImageData(x, y, 1, 1).data[0] > 128) index |= 1 << bit;
     }}
     return index;

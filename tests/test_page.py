@@ -9,6 +9,9 @@ import http.client
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -17,10 +20,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
-from make_result import COLOURS, READ_BAR_CODE, Clip, label_map, make_result
+from make_result import COLOURS, READ_BAR_CODE, Clip, image, label_map, make_result
 
 from unspool.errors import OutputError, UsageError
 from unspool.page import Server, duration, read_result, serve, write_page
+from unspool.results import Run, VideoResult
 
 if TYPE_CHECKING:
     from chromium import Browser
@@ -189,6 +193,22 @@ def test_view_refuses_three_results_and_a_port_in_use(tmp_path: Path, served: Ca
         serve([folder], port=served(folder).server_address[1])
 
 
+def test_ctrl_c_ends_view_quietly(tmp_path: Path) -> None:
+    folder = make_result(tmp_path, [Clip("swan", frames=2)])
+    script = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from pathlib import Path; from unspool.page import view\n"
+        f"view([Path({str(folder)!r})], open_browser=False)"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", script], **pipes) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("http://127.0.0.1:")
+        process.send_signal(signal.SIGINT)
+        _, complaint = process.communicate(timeout=20)
+    assert (process.returncode, complaint) == (0, "")
+
+
 # --------------------------------------------------------------------------------------- the browser
 
 
@@ -300,6 +320,36 @@ def test_shown_picture_is_the_frame_that_the_page_names(
         chromium.run("unspool.goTo(arguments[0])", frame)
         chromium.until(f"s.painted === {frame} && !document.querySelector('video').seeking")
         assert chromium.run(READ_BAR_CODE, 1) == frame
+
+
+def test_page_shows_what_results_writes(
+    chromium: Browser, tmp_path: Path, served: Callable[..., Server]
+) -> None:
+    clip = Clip("swan", frames=len(VARIABLE), times=VARIABLE)
+    run = Run(tmp_path, {"verb": "track", "command": ["unspool", "track"], "config": {}, "model": {}})
+    scores = {"protocol": "davis17-semi", "J": 0.5, "F": 0.7, "J&F": 0.6}
+    curves = {metric: {"1": [None, *[0.5] * 8, None], "2": [None] * 10} for metric in "JF"}
+    with VideoResult(
+        tmp_path, "swan", source="swan.mp4", height=96, width=160, times=VARIABLE,
+        pixel_aspect=Fraction(4, 3), with_truth=True,
+    ) as result:  # fmt: skip
+        for frame in range(clip.frames):
+            result.write(image(clip, frame), label_map(clip, frame, 2), label_map(clip, frame))
+        done = result.finish(seconds=1.0, scores=scores, curves=curves)
+    run.video({**done, "status": "done"})
+    run.end("done")
+    chromium.open(served(tmp_path).url)
+    chromium.until("s.painted === 0 && !s.blind")
+    for frame in (3, 9, 1, 0, 4):
+        chromium.run("unspool.goTo(arguments[0])", frame)
+        chromium.until(f"s.painted === {frame} && !document.querySelector('video').seeking")
+        assert chromium.run(READ_BAR_CODE, 4 / 3) == frame
+        assert chromium.pixel(*inside(clip, frame, 1, 2))[3] > 0
+    chromium.run("window.box = document.getElementById('frame').getBoundingClientRect()")
+    assert chromium.run("return box.width / box.height") == pytest.approx(160 / 96 * 4 / 3, rel=0.02)
+    assert "0.600" in chromium.run("return document.getElementById('scores').innerText")
+    assert chromium.run("return document.querySelectorAll('.curve').length") == 2
+    assert chromium.errors() == []
 
 
 def test_playing_paints_each_frame_with_its_own_objects(

@@ -394,9 +394,9 @@ def view(folders: Sequence[Path], *, port: int = 0, open_browser: bool = True) -
     """Serve until Ctrl-C, which ends it quietly."""
     with serve(folders, port) as server:
         print(f"{server.url}  (Ctrl-C ends)", flush=True)
-        if open_browser:
-            webbrowser.open(server.url)
         try:
+            if open_browser:
+                webbrowser.open(server.url)
             server.serve_forever()
         except KeyboardInterrupt:
             print()
