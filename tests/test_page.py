@@ -73,6 +73,11 @@ def test_video_that_is_finished_but_not_yet_listed_is_shown(tmp_path: Path) -> N
     assert [entry.name for entry in read_result(tmp_path).entries] == ["swan"]
 
 
+def test_run_json_that_says_little_still_makes_a_page(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    assert "0 videos" in write_page(tmp_path).read_text("utf-8")
+
+
 def test_folder_without_run_json_is_refused_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"no readable run\.json; name a folder"):
         write_page(tmp_path)
