@@ -100,10 +100,9 @@ class Container:
             self.careful = True
             frames, lost = self._decode_all(careful=True)
         if not frames:
-            announced = (
-                f"announces {self.index.announced or self.index.packets} frames, but none can be decoded"
-            )
-            raise VideoError(f"{self.source}: {announced}; the file is cut off or damaged, get a whole copy")
+            announced = f"announces {self.index.announced or self.index.packets} frames"
+            remedy = "the file is cut off or damaged, get a whole copy"
+            raise VideoError(f"{self.source}: {announced}, but none can be decoded; {remedy}")
         stamps = [frame.pts for frame in frames if frame.pts is not None]
         ascending = len(stamps) == len(frames) and all(a < b for a, b in pairwise(stamps))
         self.index.counted = not ascending and not self.index.plain
@@ -151,11 +150,12 @@ class Container:
         """Which frames are lost, by number in the whole video, and which may look wrong after them."""
         whole = np.union1d(remaining, np.array(lost, np.int64))
         numbers = np.searchsorted(whole, lost).tolist()
+        healed = np.searchsorted(whole, [self._next_anchor(pts) for pts in lost]).tolist()
+        spoilt = {n for start, end in zip(numbers, healed, strict=True) for n in range(start, end)}
+        doubt = sorted(spoilt - set(numbers))
         when = " to ".join(f"{float(p * self.time_base):.2f} s" for p in dict.fromkeys((lost[0], lost[-1])))
-        healed = np.searchsorted(whole, self._next_anchor(lost[-1]))
-        doubt = [n for n in range(numbers[0], int(healed)) if n not in set(numbers)]
-        said = f"{_ranges(numbers)} ({when}) cannot be decoded and are left out, "
-        said += f"{len(remaining)} of {len(whole)} frames remain"
+        said = f"lost {_ranges(numbers)} ({when}), which cannot be decoded; "
+        said += f"{len(remaining)} of {len(whole)} remain"
         return said + (f"; {_ranges(doubt)}, up to the next key frame, may look wrong" if doubt else "")
 
     def _next_anchor(self, pts: int) -> int:

@@ -126,6 +126,9 @@ def video_stream(container: Any, source: Place) -> Any:
 def read_packets(decoder: Decoder) -> Index:
     """Index a file without decoding it; `suspicious` where that is not enough."""
     stream = decoder.stream
+    is_mp4 = decoder.container.format.name.startswith("mov,")
+    # The header of an MP4 counts what an edit list hides, too; its sample table, as read here, does not.
+    announced = len(stream.index_entries) if is_mp4 else stream.frames
     plain = decoder.container.format.name in PLAIN_FORMATS and stream.codec_context.name in PLAIN_CODECS
     nal = _NalReader.of(stream.codec_context)
     suspicious, count, hidden, corrupt, pts, anchors = not plain, 0, 0, 0, [], []
@@ -147,7 +150,6 @@ def read_packets(decoder: Decoder) -> Index:
                     anchors.append(packet.pts)
     except av.FFmpegError:
         suspicious = True
-    announced = stream.frames
     shown = np.unique(np.array(pts, np.int64))
     suspicious |= len(shown) != count or count == 0 or announced not in {0, count}
     starts = np.unique(np.array(anchors, np.int64))
