@@ -23,6 +23,7 @@ from unspool.video.source import natural_key
 SHARED = Path(os.environ.get("UNSPOOL_SHARED", Path(__file__).parents[2] / "shared"))
 FAST = {"preset": "veryfast", "x264-params": "scenecut=0"}
 OPEN_GOP = {**FAST, "x264-params": "open-gop=1:keyint=8:min-keyint=4:bframes=3:b-pyramid=normal"}
+ALT_REF = {"cpu-used": "8", "auto-alt-ref": "1", "lag-in-frames": "16"}  # frames that are never shown
 OFF_BEAT = [Fraction(n, 600) for n in np.cumsum([7, 1, 30, 12, 3, 29, 8, 8, 50, 2] * 3).tolist()]
 
 KINDS = {
@@ -42,8 +43,8 @@ KINDS = {
         "codec": "libx265",
         "options": {"preset": "ultrafast", "x265-params": "log-level=none:keyint=8:open-gop=1:bframes=4"},
     },
-    "vp9.webm": {"codec": "libvpx-vp9", "options": {"cpu-used": "8", "auto-alt-ref": "1", "lag-in-frames": "16"}},
-    "vp8.webm": {"codec": "libvpx", "options": {"cpu-used": "8", "auto-alt-ref": "1", "lag-in-frames": "16"}},
+    "vp9.webm": {"codec": "libvpx-vp9", "options": ALT_REF},
+    "vp8.webm": {"codec": "libvpx", "options": ALT_REF},
     "mpeg4.avi": {"codec": "mpeg4", "b_frames": 2, "clock": Fraction(1, 25)},
     "mpeg4.mkv": {"codec": "mpeg4", "b_frames": 2, "clock": Fraction(1, 25)},
     "mpeg2.mpg": {"codec": "mpeg2video", "b_frames": 2, "clock": Fraction(1, 25)},
@@ -119,7 +120,9 @@ def test_frames_hidden_by_an_edit_list_are_not_counted(clip, tmp_path):
 
 def test_frames_before_the_first_key_frame_are_named_as_missing(clip, tmp_path):
     path = oracle.remux(clip, tmp_path / "headless.mp4", keep=lambda number: number >= 3)
-    with pytest.warns(UnspoolWarning, match=r"headless.mp4: 5 of 27 frames cannot be shown, as the key frame"):
+    with pytest.warns(
+        UnspoolWarning, match=r"headless.mp4: 5 of 27 frames cannot be shown, as the key frame"
+    ):
         video = open_video(path)
     assert len(video) == len(list(video)) == 22
 
@@ -251,7 +254,9 @@ def test_damage_found_while_reading_shortens_the_video_and_its_times(tmp_path):
     path = oracle.spoil(whole, tmp_path / "hit.mov", [5], fill=b"\x55\xaa")
     video = open_video(path)
     assert len(video) == 12  # JPEG packets do not show from outside that they are damaged
-    with pytest.warns(UnspoolWarning, match=r"hit.mov: lost frame 5 \(0.20 s\), which cannot be decoded; 11 of 12"):
+    with pytest.warns(
+        UnspoolWarning, match=r"hit.mov: lost frame 5 \(0.20 s\), which cannot be decoded; 11 of 12"
+    ):
         frames = list(video)
     assert len(frames) == len(video) == len(video.times) == 11
     assert video.times[5] == Fraction(6, 25)
