@@ -74,7 +74,9 @@ def read_truth(path: str | Path) -> Labels:
 
 def ids_in(labels: Labels) -> tuple[int, ...]:
     """The ids of a label map, ascending, without 0."""
-    present = np.flatnonzero(np.bincount(labels.ravel()))
+    flat = labels.ravel()
+    changes = flat[1:][flat[1:] != flat[:-1]]  # few, so that sorting them is nothing beside a histogram
+    present = np.unique(np.append(changes, flat[:1]))
     return tuple(present[present > 0].tolist())
 
 
@@ -405,20 +407,32 @@ def draw_overlay(
 
     Ids without a colour, and the background, stay as they are.
     """
-    paint = np.zeros((max([*colours, int(labels.max(initial=0))]) + 1, 3), np.uint16)
-    drawn = np.zeros(len(paint), bool)
-    for label, colour in colours.items():
-        paint[label], drawn[label] = colour, label != 0
-    strength = round(256 * opacity)
     out = image.copy()
-    pixels = out.reshape(-1, 3)
-    inside = np.flatnonzero(drawn[labels])
-    mixed = pixels[inside].astype(np.uint16) * np.uint16(256 - strength)
-    mixed += (paint * np.uint16(strength))[labels.ravel()[inside]]
-    pixels[inside] = mixed >> 8
-    edge = np.flatnonzero(_contour(labels) & drawn[labels])
-    pixels[edge] = paint[labels.ravel()[edge]]
+    rows = np.flatnonzero(labels.any(axis=1))
+    if not len(rows):
+        return out
+    band = slice(rows[0], rows[-1] + 1)  # whole rows, so that `pixels` is a view
+    paint = np.zeros((3, max([*colours, int(labels.max())]) + 1), np.uint16)
+    for label, colour in colours.items():
+        paint[:, label] = colour
+    strength = np.uint16(round(256 * opacity))
+    inside = np.flatnonzero(_with_colour(labels[band], colours))
+    ids = labels[band].ravel()[inside]
+    edge = np.flatnonzero(_contour(labels)[band].ravel()[inside])
+    pixels = out[band].reshape(-1)
+    for channel in range(3):  # one at a time: three times faster than rows of three
+        at = 3 * inside + channel
+        mixed = pixels[at] * (np.uint16(256) - strength) + (paint[channel] * strength)[ids]
+        mixed >>= 8
+        mixed[edge] = paint[channel][ids[edge]]
+        pixels[at] = mixed
     return out
+
+
+def _with_colour(labels: Labels, colours: Mapping[int, Colour]) -> Labels:
+    """The labels without those that have no colour."""
+    missing = [i for i in ids_in(labels) if i not in colours]
+    return np.where(np.isin(labels, missing), 0, labels) if missing else labels
 
 
 def _contour(labels: Labels) -> Bool[np.ndarray, "h w"]:
