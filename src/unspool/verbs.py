@@ -22,7 +22,7 @@ from unspool.data.vos import VosSequence, davis, label_map, mask_trees
 from unspool.errors import UnspoolError, UnspoolWarning, UsageError
 from unspool.inputs import default_folder, expand_inputs, masks_of, names_of
 from unspool.jobs import Interrupted, Plan, Report, Stop
-from unspool.masks import Mask, ids_in, read_truth, write_mask
+from unspool.masks import Mask, ids_in, write_mask
 from unspool.protocols.tracking import (
     SequenceScores,
     curves,
@@ -36,6 +36,7 @@ from unspool.protocols.tracking import (
     to_record,
     video_scores,
 )
+from unspool.rendered import RenderedClip, demo_scene
 from unspool.results import Json, VideoResult, safe_name, write_json, written_whole
 from unspool.video import VideoWriter, open_video
 
@@ -382,18 +383,17 @@ DEMO_PROTOCOL = "davis17-semi"
 
 
 def _render(job: DemoJob) -> VosSequence:
-    from unspool.rendered import demo_clip  # noqa: PLC0415
-
-    clip = demo_clip(job.settings.seed)
+    clip = RenderedClip(demo_scene(job.settings.seed))
     home = job.folder / "input"
     (home / "truth").mkdir(parents=True, exist_ok=True)
     truth = tuple(home / "truth" / f"{t:05d}.png" for t in range(len(clip)))
     video = home / "clip.mp4"
-    with VideoWriter(video, height=clip.height, width=clip.width, times=clip.times, crf=16) as writer:
-        for frame, path in zip(clip, truth, strict=True):
-            writer.write(frame.image)
-            write_mask(path, frame.labels)
-    write_mask(home / "first.png", read_truth(truth[0]))
+    size = {"height": clip.video.height, "width": clip.video.width}
+    with VideoWriter(video, times=clip.video.times, crf=16, **size) as writer:
+        for t, path in enumerate(truth):
+            writer.write(clip.image(t))
+            write_mask(path, clip.labels(t))
+    write_mask(home / "first.png", clip.labels(0))
     return VosSequence(job.name, video, truth)
 
 

@@ -190,8 +190,8 @@ def _unavailable(name: str, model: Model, error: Exception) -> WeightsUnavailabl
     file = model.file or f"{name.replace('/', '-')}.pth"
     return WeightsUnavailable(
         f"model '{name}': its weights are not on this machine and cannot be downloaded "
-        f"({type(error).__name__}: {str(error).splitlines()[0][:120]}); get {file} (as its authors publish it) "
-        "where there is a network, put it into a folder that UNSPOOL_WEIGHTS names, or give the "
+        f"({type(error).__name__}: {str(error).splitlines()[0][:120]}); get {file}, as its authors publish "
+        "it, where there is a network, put it into a folder that UNSPOOL_WEIGHTS names, or give the "
         "file itself as the model"
     )
 
