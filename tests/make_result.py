@@ -33,6 +33,7 @@ class Clip:
     objects: int = 2
     times: Sequence[Fraction] | None = None  # None: 24 frames a second
     truth: bool = True
+    truth_every: int = 1  # frames between annotated ones
     shift: int = 2  # px between prediction and truth: larger is worse
     error: str | None = None
     playable: bool = True  # with frames.mp4
@@ -72,7 +73,9 @@ def label_map(clip: Clip, index: int, shift: int = 0) -> np.ndarray:
     labels = np.zeros((height, width), np.uint8)
     for label in range(1, clip.objects + 1):
         if (at := centre(clip, index, label)) is not None:
-            near = (rows - at[0]) ** 2 + (columns - at[1] - shift) ** 2 < (height / (clip.objects + 2)) ** 2 / 3
+            near = (rows - at[0]) ** 2 + (columns - at[1] - shift) ** 2 < (
+                height / (clip.objects + 2)
+            ) ** 2 / 3
             labels[near] = label
     return labels
 
@@ -88,14 +91,14 @@ def image(clip: Clip, index: int) -> np.ndarray:
 
 
 READ_BAR_CODE = f"""
-    const [video, scale] = [document.querySelector('video'), arguments[0]];
+    const [video, wide] = [document.querySelector('video'), arguments[0]]; // pixel aspect
     const canvas = document.createElement('canvas');
     [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
     const pen = canvas.getContext('2d');
     pen.drawImage(video, 0, 0);
     let index = 0;
     for (let bit = 0; bit < {BITS}; bit++) {{
-        const x = (bit + 0.5) * {CELL} * scale, y = {CELL} / 2 * scale;
+        const x = (bit + 0.5) * {CELL} * wide, y = {CELL} / 2;
         if (pen.getImageData(x, y, 1, 1).data[0] > 128) index |= 1 << bit;
     }}
     return index;
@@ -145,11 +148,17 @@ def make_video(folder: Path, clip: Clip) -> dict[str, Any]:
         drawn, known = [], []
         for prediction, truth in label_maps(clip, inside):
             drawn.append(run_length_text(prediction))
-            known.append(run_length_text(truth))
+            annotated = len(known) % clip.truth_every == 0
+            known.append(run_length_text(truth) if annotated else None)
             for k in ids:
                 area[k].append(int((prediction == k).sum()))
                 curve[k].append(jaccard(prediction, truth, k))
-        chunk = {"start": start, "count": len(drawn), "prediction": drawn, "truth": known if clip.truth else None}
+        chunk = {
+            "start": start,
+            "count": len(drawn),
+            "prediction": drawn,
+            "truth": known if clip.truth else None,
+        }
         script(folder / "data" / f"{clip.name}-{number:03d}.js", "chunk", clip.name, number, chunk)
     for k in ids:
         curve[k][0] = curve[k][-1] = None  # the protocol scores neither the first nor the last frame
@@ -188,8 +197,8 @@ def make_video(folder: Path, clip: Clip) -> dict[str, Any]:
         "height": clip.size[0],
         "width": clip.size[1],
         "objects": objects,
-        "seconds": 2.5,
-        "frames_per_second": round(clip.frames / 2.5, 2),
+        "seconds": 151.0,
+        "frames_per_second": round(clip.frames / 151.0, 2),
         "warnings": list(clip.warnings),
     }
     if clip.truth:
@@ -233,7 +242,14 @@ def make_result(
             videos.append({**entry, "status": "failed", "error": clip.error})
             continue
         videos.append(
-            {**entry, "status": "done", "frames": clip.frames, "objects": clip.objects, "seconds": 2.5, "fps": 24.0}
+            {
+                **entry,
+                "status": "done",
+                "frames": clip.frames,
+                "objects": clip.objects,
+                "seconds": 151.0,
+                "fps": 24.0,
+            }
         )
     scored = {name: d["scores"] for name, d in done.items() if "scores" in d}
     if scored:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -95,15 +95,15 @@ def demo(*, model: ModelOptions = ModelOptions(), run: RunOptions = RunOptions()
 
     Example: `unspool demo`
     """
-    from unspool import jobs
+    from unspool import verbs
 
-    return _run(jobs.demo_plan, run, model)
+    return _run(verbs.demo_plan, run, model)
 
 
 @app.command
 def track(
     *inputs: str,
-    mask: list[str] = field(default_factory=list),
+    mask: list[str] | None = None,
     resize_mask: bool = False,
     model: ModelOptions = ModelOptions(),
     run: RunOptions = RunOptions(),
@@ -126,11 +126,11 @@ def track(
     resize_mask
         Resize a mask of another size than the video (nearest).
     """
-    from unspool import jobs
+    from unspool import verbs
 
     if not inputs:
         raise UsageError("no video is given; e.g. `unspool track clip.mp4 --mask first.png`")
-    return _run(jobs.track_plan, run, model, inputs=inputs, masks=mask, resize_mask=resize_mask)
+    return _run(verbs.track_plan, run, model, inputs=inputs, masks=mask or [], resize_mask=resize_mask)
 
 
 @evaluate.command(name="tracking")
@@ -164,15 +164,15 @@ def eval_tracking(
         davis17-semi (default of davis17 and of --pred), davis17-unsup, davis17-unsup-framewise,
         davis16-official (default of davis16), davis16-allframes, davis16-pooled, vos-late.
     """
-    from unspool import jobs
+    from unspool import verbs
 
     if (pred is None) != (truth is None):
         raise UsageError("--pred and --truth belong together: predictions and truth, both as folders of PNGs")
     if (pred is None) == (data is None):
         raise UsageError("give either --data KIND:PATH (an encoder tracks it), or --pred and --truth")
     if pred is not None and truth is not None:
-        return _run(jobs.score_plan, run, None, pred=pred, truth=truth, protocol=protocol)
-    return _run(jobs.eval_plan, run, model, data=data, names=tuple(sequences or ()), protocol=protocol)
+        return _run(verbs.score_plan, run, None, pred=pred, truth=truth, protocol=protocol)
+    return _run(verbs.eval_plan, run, model, data=data, names=tuple(sequences or ()), protocol=protocol)
 
 
 @app.command
@@ -215,21 +215,19 @@ def view(result: Path, other: Path | None = None, /, *, port: int = 0, open_brow
 
 
 def _run(plan: Any, run: RunOptions, model: ModelOptions | None, **arguments: Any) -> int:
-    from unspool import jobs
+    from unspool import jobs, verbs
     from unspool.reporting import Reporter
 
     if model is not None:
-        arguments["settings"] = jobs.resolve_settings(model.given(), model.config, model.settings or [])
-    with Reporter(as_json=run.json, quiet=run.quiet, verbose=run.verbose) as reporter:
+        arguments["settings"] = verbs.resolve_settings(model.given(), model.config, model.settings or [])
+    with Reporter(as_json=run.json, quiet=run.quiet, verbose=run.verbose, timings=run.timings) as reporter:
         return jobs.execute(
             plan(output=run.output, **arguments),
             reporter,
             command=["unspool", *sys.argv[1:]],
             overwrite=run.overwrite,
             workers=run.workers,
-            memory=run.memory,
             dry_run=run.dry_run,
-            timings=run.timings,
         )
 
 
@@ -237,9 +235,9 @@ def version(verbose: bool) -> str:
     """`unspool X`; verbose adds what it runs on: torch, codecs, devices, missing extras."""
     if not verbose:
         return f"unspool {unspool.__version__}"
-    from unspool.jobs import machine_report
+    from unspool.jobs import environment
 
-    return f"unspool {unspool.__version__}\n{machine_report()}"
+    return "\n".join([f"unspool {unspool.__version__}", *environment()])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Many inputs, one pure function per input: done here or by worker processes, recorded, continued after a stop.
+"""Many inputs, one pure function per input: done here or in worker processes, recorded, continued.
 
 A `Plan` says what a verb will do; `execute` does it: jobs that are done already are skipped, the others run
 through `run_jobs`, `run.json` and the page are kept up to date, and what failed is named at the end. A job is
@@ -137,8 +137,9 @@ def _recorded(run: Run, report: Report, name: str, outcome: Json | BaseException
         trace = "" if known else "".join(traceback.format_exception(outcome))
         return _failed(run, report, name, reason, trace)
     entry = {**outcome, "status": "done"}
-    run.video({k: v for k, v in entry.items() if k != "identity"})
-    report({"event": "done", "video": name, **outcome})
+    shown = {k: v for k, v in entry.items() if k not in ("identity", "per_frame")}
+    run.video(shown)
+    report({"event": "done", "video": name, **shown})
     return entry
 
 
@@ -154,7 +155,7 @@ def _end(plan: Plan, run: Run, report: Report, outcomes: list[Json], stop: Stopp
     failed = [o for o in outcomes if o["status"] == "failed"]
     status = "interrupted" if stop.is_set() else "failed" if failed else "done"
     if done and not stop.is_set() and plan.finish:
-        report({"event": "note", "text": plan.finish(plan.folder, done)})
+        report({"event": "result", "text": plan.finish(plan.folder, done)})
     timings: Json = {}
     for outcome in done:
         for stage, seconds in outcome.get("timings", {}).items():
@@ -267,7 +268,8 @@ class Stopping:
         """True once a signal came."""
         return self.signal != 0
 
-    def __call__(self, number: int, frame: FrameType | None) -> None:
+    def __call__(self, number: int, _: FrameType | None) -> None:
+        """Handle a signal."""
         if self.signal:
             raise KeyboardInterrupt
         self.signal = number
@@ -304,6 +306,24 @@ def machine() -> Json:
         "threads": torch.get_num_threads(),
         "gpu": gpu,
     }
+
+
+def environment() -> list[str]:
+    """What `--version -v` tells: libraries, codecs, devices, extras that are not installed."""
+    import av  # noqa: PLC0415
+    import torch  # noqa: PLC0415
+
+    devices = ["cpu"] + [
+        f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())
+    ]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    encoders = [name for name in ("libx264", "libopenh264", "mpeg4") if name in av.codecs_available]
+    return [
+        f"python {platform.python_version()}, torch {torch.__version__}, PyAV {av.__version__}",
+        f"libavcodec {'.'.join(map(str, av.library_versions['libavcodec']))}, writes {', '.join(encoders)}",
+        f"devices: {', '.join(devices)}",
+    ]
 
 
 def _version() -> str:

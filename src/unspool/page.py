@@ -1,7 +1,7 @@
 """One page for every result, and the server behind `unspool view`.
 
 `write_page` reads run.json, scores.json and videos/*/done.json, and writes index.html: the words and
-tables as plain HTML, page.css and page.js inlined. What a video shows (masks, truth, curves) comes from
+tables as plain HTML, page.css and the scripts inlined. What a video shows (masks, truth, curves) comes from
 `data/*.js` when the reader opens it. All names are foreign text: escaped in HTML, percent-encoded in
 addresses, and never read by the script except from JSON or through `textContent`.
 """
@@ -32,6 +32,7 @@ from unspool.errors import OutputError, UsageError
 from unspool.results import written_whole
 
 HERE = Path(__file__).parent
+SCRIPTS = ("page_frames.js", "page_player.js", "page.js")  # one script on the page, in this order
 HEADLINE = ("J&F-Mean", "J-Mean", "F-Mean")
 
 Json = dict[str, Any]
@@ -54,7 +55,7 @@ class Entry:
     speed: float | None = None  # frames per second of work
     scores: dict[str, float] = field(default_factory=dict)
     per_object: dict[str, dict[str, float]] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
+    pictures: bool = False  # the player has something to show
 
     @property
     def quality(self) -> float | None:
@@ -105,12 +106,13 @@ class Result:
 
     @property
     def seconds(self) -> float | None:
-        """How long the run took, from its own clock."""
+        """How long the work took: by the clock, but a pause before a rerun does not count."""
         try:
             began, ended = (datetime.fromisoformat(self.run[k]) for k in ("started", "ended"))
         except (KeyError, TypeError, ValueError):
             return None
-        return (ended - began).total_seconds()
+        passed, worked = (ended - began).total_seconds(), sum(e.seconds or 0.0 for e in self.entries)
+        return min(passed, worked) if worked else passed
 
     @property
     def settings(self) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -139,7 +141,9 @@ def read_result(folder: Path) -> Result:
     listed = {str(v["name"]): v for v in run.get("videos") or [] if "name" in v}
     for path in sorted(folder.glob("videos/*/done.json")):
         listed.setdefault(path.parent.name, {"name": path.parent.name, "status": "done"})
-    entries = [_entry(folder, video, (scores.get("sequences") or {}).get(name)) for name, video in listed.items()]
+    entries = [
+        _entry(folder, video, (scores.get("sequences") or {}).get(name)) for name, video in listed.items()
+    ]
     return Result(
         folder=folder.resolve().name,
         run=run,
@@ -152,7 +156,7 @@ def read_result(folder: Path) -> Result:
 def _entry(folder: Path, video: Json, sequence: Json | None) -> Entry:
     name = str(video["name"])
     done = _read(folder / "videos" / name / "done.json") or {}
-    own = {**video, **(done.get("scores") or {})}
+    own = {**video, **(video.get("scores") or {}), **(done.get("scores") or {})}
     plain = {f"{k}-Mean": own[k] for k in ("J&F", "J", "F") if k in own}
     objects = done.get("objects", video.get("objects"))
     return Entry(
@@ -165,8 +169,10 @@ def _entry(folder: Path, video: Json, sequence: Json | None) -> Entry:
         seconds=done.get("seconds", video.get("seconds")),
         speed=done.get("frames_per_second"),
         scores=_with_mean(_numbers(sequence or plain)),
-        per_object={str(k): _with_mean(_numbers(v)) for k, v in ((sequence or {}).get("objects") or {}).items()},
-        warnings=tuple(str(w) for w in done.get("warnings") or video.get("warnings") or ()),
+        per_object={
+            str(k): _with_mean(_numbers(v)) for k, v in ((sequence or {}).get("objects") or {}).items()
+        },
+        pictures=bool(done),
     )
 
 
@@ -227,39 +233,80 @@ def render_page(results: Sequence[Result], bases: Sequence[str] = ("",)) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters.update(duration=duration, score=_score, share=_share, path=quote)
+    environment.filters.update(duration=duration, score=_score, gain=_gain, share=_share, path=quote)
+    cards = list_videos(results)
+    two = len(results) == 2
     return environment.get_template("page.html").render(
         results=results,
         bases=bases,
-        rows=compare(*results) if len(results) == 2 else [],
+        cards=cards,
+        rows=compare(*results) if two else [],
+        columns=shared_columns(*results) if two else results[0].columns,
+        differing=differing_settings(results),
         css=Markup((HERE / "page.css").read_text("utf-8")),
-        js=Markup((HERE / "page.js").read_text("utf-8")),
-        data=Markup(_page_data(results, bases)),
+        js=Markup("\n".join((HERE / name).read_text("utf-8") for name in SCRIPTS)),
+        data=Markup(_page_data(bases, cards)),
     )
 
 
-def _page_data(results: Sequence[Result], bases: Sequence[str]) -> str:
+def _page_data(bases: Sequence[str], cards: Sequence[Card]) -> str:
     """What the script needs to know at once, safe inside a script element."""
-    videos = [
-        [{"name": e.name, "status": e.status, "error": e.error, "frames": e.frames} for e in result.entries]
-        for result in results
+    videos = [{"name": c.name, "status": c.status, "error": c.error, "pictures": c.pictures} for c in cards]
+    return json.dumps({"bases": bases, "videos": videos}).replace("<", "\\u003c")
+
+
+@dataclass(frozen=True)
+class Card:
+    """One video in the list that opens it."""
+
+    name: str
+    status: str
+    error: str
+    pictures: bool
+    number: str = ""  # its score, or by how much B is better
+    quality: float | None = None
+
+
+def list_videos(results: Sequence[Result]) -> list[Card]:
+    """The videos of a result, or those that two results share: the largest loss of B first."""
+    if len(results) == 2:
+        return [_shared(row) for row in compare(*results) if row.first and row.second]
+    return [
+        Card(e.name, e.status, e.error, e.pictures, "" if e.quality is None else _score(e.quality), e.quality)
+        for e in results[0].entries
     ]
-    content = [{"base": base, "videos": v} for base, v in zip(bases, videos, strict=True)]
-    return json.dumps({"results": content}).replace("<", "\\u003c")
+
+
+def _shared(row: Difference) -> Card:
+    marked = [(mark, e) for mark, e in zip("AB", (row.first, row.second), strict=True) if e]
+    missing = next(((mark, e) for mark, e in marked if e.status != "done"), None)
+    return Card(
+        name=row.name,
+        status=missing[1].status if missing else "done",
+        error=f"{missing[0]}: {missing[1].error or missing[1].status}" if missing else "",
+        pictures=any(e.pictures for _, e in marked),
+        number=_gain(row.gain("")) if row.gain("") is not None else "",
+    )
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One video of two results; scores are those of `Entry.quality`."""
+    """One video of two results, or all of them: what each scored."""
 
     name: str
     first: Entry | None
     second: Entry | None
 
-    @property
-    def gain(self) -> float | None:
+    def score(self, second: bool, column: str) -> float | None:
+        """One side's score; an empty `column` means the number that orders the list."""
+        entry = self.second if second else self.first
+        if entry is None:
+            return None
+        return entry.scores.get(column) if column else entry.quality
+
+    def gain(self, column: str) -> float | None:
         """Second minus first, where both are known."""
-        a, b = (None if e is None else e.quality for e in (self.first, self.second))
+        a, b = self.score(False, column), self.score(True, column)
         return None if a is None or b is None else b - a
 
 
@@ -267,7 +314,20 @@ def compare(first: Result, second: Result) -> list[Difference]:
     """The videos of both results; the largest loss of the second one first, unknown ones last."""
     a, b = ({e.name: e for e in result.entries} for result in (first, second))
     rows = [Difference(name, a.get(name), b.get(name)) for name in dict.fromkeys([*a, *b])]
-    return sorted(rows, key=lambda row: (row.gain is None, row.gain or 0.0, row.name))
+    return sorted(rows, key=lambda row: (row.gain("") is None, row.gain("") or 0.0, row.name))
+
+
+def shared_columns(first: Result, second: Result) -> list[str]:
+    """At most three scores that both results have."""
+    both = [k for k in first.columns if k in second.columns]
+    return [k for k in HEADLINE if k in both] or both[:3]
+
+
+def differing_settings(results: Sequence[Result]) -> set[tuple[str, str]]:
+    """(table, key) of the settings that are not the same in two results."""
+    tables = [{(title, k): v for title, rows in r.settings for k, v in rows} for r in results]
+    kept = {"Settings", "Model", "Machine"}
+    return {k for t in tables for k in t if k[0] in kept and any(o.get(k) != t[k] for o in tables)}
 
 
 def duration(seconds: float | None) -> str:
@@ -286,6 +346,10 @@ def duration(seconds: float | None) -> str:
 
 def _score(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
+
+
+def _gain(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.3f}".replace("-", "−")
 
 
 def _share(value: float | None) -> str:
@@ -330,9 +394,9 @@ def view(folders: Sequence[Path], *, port: int = 0, open_browser: bool = True) -
     """Serve until Ctrl-C, which ends it quietly."""
     with serve(folders, port) as server:
         print(f"{server.url}  (Ctrl-C ends)", flush=True)
-        if open_browser:
-            webbrowser.open(server.url)
         try:
+            if open_browser:
+                webbrowser.open(server.url)
             server.serve_forever()
         except KeyboardInterrupt:
             print()
@@ -382,17 +446,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, file: Path) -> None:
         size = file.stat().st_size
-        span = _byte_range(self.headers.get("Range", ""), size)
-        if span is None:
-            return self._refuse(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, {"Content-Range": f"bytes */{size}"})
-        start, end = span
-        partial_content = (start, end) != (0, size) or "Range" in self.headers
+        asked = _byte_range(self.headers.get("Range", ""), size)
+        start, end = asked or (0, size)
+        if asked and start >= end:
+            self._refuse(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, {"Content-Range": f"bytes */{size}"})
+            return
         kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
         self._head(
-            HTTPStatus.PARTIAL_CONTENT if partial_content else HTTPStatus.OK,
+            HTTPStatus.PARTIAL_CONTENT if asked else HTTPStatus.OK,
             f"{kind}; charset=utf-8" if kind.startswith("text/") else kind,
             end - start,
-            {"Content-Range": f"bytes {start}-{end - 1}/{size}"} if partial_content else {},
+            {"Content-Range": f"bytes {start}-{end - 1}/{size}"} if asked else {},
         )
         if self.command == "GET":
             with file.open("rb") as source:
@@ -436,15 +500,17 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _byte_range(header: str, size: int) -> tuple[int, int] | None:
-    """Start and end (exclusive) of a Range header; the whole file if there is none; None if unsatisfiable."""
+    """Start and end (exclusive) of what a Range header asks for, empty if the file has no such bytes.
+
+    None without a header, or with one that HTTP lets a server ignore (other units, several ranges).
+    """
     match = re.fullmatch(r"bytes=(\d*)-(\d*)", header.strip())
     if match is None or match.groups() == ("", ""):
-        return 0, size
+        return None
     first, last = match.groups()
     if not first:  # the last n bytes
-        return (max(size - int(last), 0), size) if int(last) and size else None
-    start, end = int(first), min(int(last) + 1, size) if last else size
-    return (start, end) if start < end else None
+        return max(size - int(last), 0), size
+    return int(first), min(int(last) + 1, size) if last else size
 
 
 def _listing(folder: Path) -> str:

@@ -1,10 +1,9 @@
-"""What a running command tells: bars and sentences for people on stderr, JSON lines for machines on stdout."""
+"""What a running command tells: bars and sentences on stderr for people, JSON lines on stdout for machines."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -24,10 +23,12 @@ class Reporter:
     goes to stdout as one JSON line.
     """
 
-    def __init__(self, *, as_json: bool = False, quiet: bool = False, verbose: int = 0) -> None:
+    def __init__(
+        self, *, as_json: bool = False, quiet: bool = False, verbose: bool = False, timings: bool = False
+    ) -> None:
         no_colour = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
         self.console = Console(stderr=True, no_color=no_colour, highlight=False, soft_wrap=True)
-        self.as_json, self.quiet, self.verbose = as_json, quiet, verbose
+        self.as_json, self.quiet, self.verbose, self.timings = as_json, quiet, verbose, timings
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -70,11 +71,6 @@ class Reporter:
     def error(self, text: str) -> None:
         """Shown always, on stderr."""
         self.console.print(f"error: {text}", style="bold red", markup=False)
-
-    def result(self, text: str) -> None:
-        """The answer itself: stdout, for pipes; events take its place with `as_json`."""
-        if not self.as_json:
-            print(text, flush=True)
 
     # one method per kind of event
 
@@ -129,6 +125,18 @@ class Reporter:
 
     def _note(self, event: Json) -> None:
         self.say(event["text"])
+
+    def _result(self, event: Json) -> None:
+        """The answer itself goes to stdout, for pipes; events take its place with `as_json`."""
+        if not self.as_json:
+            print(event["text"], flush=True)
+
+    def _end(self, event: Json) -> None:
+        if self.timings and event["timings"]:
+            frames = max(event["frames"], 1)
+            for stage, seconds in event["timings"].items():
+                self.console.print(f"{stage:>10} {seconds:8.2f} s {1000 * seconds / frames:8.1f} ms a frame")
+        self._result({"text": event["page"]})
 
     def _drop(self, name: str) -> None:
         if name in self._tasks:

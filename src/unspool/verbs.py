@@ -7,11 +7,10 @@ come together here: command line over config file over preset over default, and 
 from __future__ import annotations
 
 import difflib
-import os
 import tomllib
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from time import perf_counter
@@ -20,19 +19,26 @@ from typing import Any
 import numpy as np
 
 from unspool.data.vos import VosSequence, davis, label_map, mask_trees
-from unspool.errors import UnspoolWarning, UsageError
+from unspool.errors import UnspoolError, UnspoolWarning, UsageError
 from unspool.inputs import default_folder, expand_inputs, masks_of, names_of
 from unspool.jobs import Interrupted, Plan, Report, Stop
-from unspool.masks import Mask, ids_in
+from unspool.masks import Mask, ids_in, write_mask
 from unspool.protocols.tracking import (
-    PROTOCOLS,
     SequenceScores,
     curves,
+    from_record,
+    protocol_named,
+    score_csv,
     score_sequence,
-    summary,
-    write_scores,
+    score_standing_still,
+    score_table,
+    sentence,
+    to_record,
+    video_scores,
 )
-from unspool.results import Json, VideoResult, safe_name
+from unspool.rendered import RenderedClip, demo_scene
+from unspool.results import Json, VideoResult, safe_name, write_json, written_whole
+from unspool.video import VideoWriter, open_video
 
 # ----------------------------------------------------------------------------------------- settings
 
@@ -177,7 +183,6 @@ def track_video(job: TrackJob, report: Report, stop: Stop) -> Json:
 
 def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warnings.WarningMessage]) -> Json:
     from unspool.track import Timings, Tracking, given_masks, track_frames, with_settings  # noqa: PLC0415
-    from unspool.video import open_video  # noqa: PLC0415
 
     started = perf_counter()
     encoder, timings = _encoder_of(job.settings), Timings()
@@ -188,9 +193,16 @@ def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warning
         truth = job.sequence.labels() if job.sequence else None
         audio = job.source if Path(job.source).is_file() else None
         with VideoResult(
-            job.folder, job.name, source=job.source, height=video.height, width=video.width,
-            times=video.times, audio_from=audio, pixel_aspect=video.pixel_aspect, with_truth=truth is not None,
-        ) as result:  # fmt: skip
+            job.folder,
+            job.name,
+            source=job.source,
+            height=video.height,
+            width=video.width,
+            times=video.times,
+            audio_from=audio,
+            pixel_aspect=video.pixel_aspect,
+            with_truth=truth is not None,
+        ) as result:
             how = with_settings(Tracking(), job.tracking)
             frames = track_frames(video, masks, encoder, how, timings=timings)
             for index, (image, labels) in enumerate(frames):
@@ -204,10 +216,15 @@ def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warning
             before = perf_counter()
             done = result.finish(
                 seconds=perf_counter() - started,
-                scores=summary(scored) if scored else None,
+                scores=video_scores(scored) if scored else None,
                 curves=curves(scored, len(video)) if scored else None,
                 warnings=list(dict.fromkeys(str(w.message) for w in caught)),
-                extra={"identity": job.identity, "notes": notes, "timings": _rounded(timings)},
+                extra={
+                    "identity": job.identity,
+                    "notes": notes,
+                    "timings": _rounded(timings),
+                    **({"per_frame": to_record(scored)} if scored else {}),
+                },
             )
             timings.write += perf_counter() - before
     return done
@@ -229,9 +246,12 @@ def _score(job: TrackJob) -> SequenceScores | None:
     """Scores of the masks as written, so that what is scored is what is handed on."""
     if job.sequence is None:
         return None
-    folder = job.folder / "videos" / job.name / "masks"
-    written = [folder / f"{index:05d}.png" for index in range(len(job.sequence.truth))]
-    return score_sequence(job.name, written, job.sequence.truth, job.protocol, merge=job.sequence.merge)
+    written = _written(job.folder, job.name, len(job.sequence.truth))
+    return score_sequence(job.name, written, job.sequence.truth, job.protocol)
+
+
+def _written(folder: Path, name: str, frames: int) -> list[Path]:
+    return [folder / "videos" / name / "masks" / f"{index:05d}.png" for index in range(frames)]
 
 
 # -------------------------------------------------------------------------------------------- verbs
@@ -265,25 +285,57 @@ def eval_plan(
     root = Path(path)
     if not root.is_dir():
         raise UsageError(f"--data {data}: no such folder {root}")
-    protocol = _known_protocol(protocol or {"davis17": "davis17-semi", "davis16": "davis16-official"}[kind])
+    protocol = protocol_named(protocol or {"davis17": "davis17-semi", "davis16": "davis16-official"}[kind])
     folder = output or Path(f"unspool-eval-{kind}-{safe_name(settings.model)}")
     tracking = _tracking_record(settings)
     jobs = [
         TrackJob(s.name, str(s.frames), folder, settings, tracking, sequence=s, protocol=protocol)
         for s in davis(root, year=years[kind], names=names)
     ]
-    finish = partial(_finish_eval, {job.name: job.sequence for job in jobs}, protocol)
-    more = {"data": kind, "protocol": protocol}
-    return _tracking_plan("eval tracking", folder, settings, tracking, jobs, finish=finish, more=more)
+    config = {"data": kind, "protocol": protocol}
+    finish = partial(_finish_eval, jobs, protocol)
+    return _tracking_plan("eval tracking", folder, settings, tracking, jobs, finish=finish, config=config)
+
+
+def _finish_eval(jobs: Sequence[TrackJob], protocol: str, folder: Path, done: Sequence[Json]) -> str:
+    """Scores over all sequences that are done, and their masks in the layout of the official tools."""
+    records = {entry["name"]: entry["per_frame"] for entry in done}
+    sequences = [job.sequence for job in jobs if job.sequence is not None and job.name in records]
+    for sequence in sequences:
+        _link_official(folder, sequence)
+    scored = [from_record(s.name, records[s.name]) for s in sequences]
+    still = [score_standing_still(s.name, s.truth, protocol) for s in sequences]
+    return _write_scores(folder, score_table(scored, protocol, still))
+
+
+def _link_official(folder: Path, sequence: VosSequence) -> None:
+    """`davis/SEQ/FRAME.png`: the same masks under the data set's own frame names."""
+    target = folder / "davis" / sequence.name
+    target.mkdir(parents=True, exist_ok=True)
+    written = _written(folder, sequence.name, len(sequence.truth))
+    for mask, frame in zip(written, sequence.frame_names, strict=True):
+        link = target / f"{frame}.png"
+        link.unlink(missing_ok=True)
+        try:
+            link.hardlink_to(mask)
+        except OSError:  # a file system without hard links
+            link.write_bytes(mask.read_bytes())
+
+
+def _write_scores(folder: Path, table: Json) -> str:
+    write_json(folder / "scores.json", table)
+    with written_whole(folder / "scores.csv") as part:
+        part.write_text(score_csv(table), "utf-8")
+    return sentence(table)
 
 
 def score_plan(*, output: Path | None, pred: Path, truth: Path, protocol: str | None) -> Plan:
     """`unspool eval tracking --pred DIR --truth DIR`: masks made elsewhere; no encoder, no frames."""
-    protocol = _known_protocol(protocol or "davis17-semi")
+    protocol = protocol_named(protocol or "davis17-semi")
     folder = output or Path(f"unspool-eval-{safe_name(pred.resolve().name)}")
     jobs = [ScoreJob(p.name, p.prediction, p.truth, protocol) for p in mask_trees(pred, truth)]
     config = {"pred": str(pred.resolve()), "truth": str(truth.resolve()), "protocol": protocol}
-    finish = partial(_finish_scores, jobs, protocol)
+    finish = partial(_finish_scores, protocol)
     return Plan("eval tracking", folder, config, jobs, score_masks, finish=finish)
 
 
@@ -292,7 +344,67 @@ def demo_plan(*, output: Path | None, settings: Settings) -> Plan:
     folder = output or Path("unspool-demo")
     tracking = _tracking_record(settings)
     job = DemoJob("rendered", folder, settings, tracking)
-    return _tracking_plan("demo", folder, settings, tracking, [job])
+    plan = _tracking_plan("demo", folder, settings, tracking, [job])
+    finish = partial(_finish_demo, job)
+    return replace(plan, work=demo_video, estimate=None, finish=finish)
+
+
+@dataclass(frozen=True)
+class DemoJob:
+    """The rendered clip."""
+
+    name: str
+    folder: Path
+    settings: Settings
+    tracking: Json
+
+    @property
+    def identity(self) -> Json:
+        """Nothing but the seed decides the clip, and that is a setting."""
+        return {}
+
+
+def demo_video(job: DemoJob, report: Report, stop: Stop) -> Json:
+    """Render the clip, its first mask and its truth to files as a user would have them, and track it."""
+    report({"event": "note", "text": "rendering a clip of which every mask is known"})
+    sequence = _render(job)
+    done = track_video(_demo_track(job, sequence), report, stop)
+    return done | {"identity": job.identity}
+
+
+def _demo_track(job: DemoJob, sequence: VosSequence) -> TrackJob:
+    return TrackJob(
+        job.name, str(sequence.frames), job.folder, job.settings, job.tracking,
+        sequence=sequence, protocol=DEMO_PROTOCOL,
+    )  # fmt: skip
+
+
+DEMO_PROTOCOL = "davis17-semi"
+
+
+def _render(job: DemoJob) -> VosSequence:
+    clip = RenderedClip(demo_scene(job.settings.seed))
+    home = job.folder / "input"
+    (home / "truth").mkdir(parents=True, exist_ok=True)
+    truth = tuple(home / "truth" / f"{t:05d}.png" for t in range(len(clip)))
+    video = home / "clip.mp4"
+    size = {"height": clip.video.height, "width": clip.video.width}
+    with VideoWriter(video, times=clip.video.times, crf=16, **size) as writer:
+        for t, path in enumerate(truth):
+            writer.write(clip.image(t))
+            write_mask(path, clip.labels(t))
+    write_mask(home / "first.png", clip.labels(0))
+    return VosSequence(job.name, video, truth)
+
+
+def _finish_demo(job: DemoJob, folder: Path, done: Sequence[Json]) -> str:
+    home = folder / "input"
+    truth = sorted((home / "truth").glob("*.png"))
+    scored = [from_record(entry["name"], entry["per_frame"]) for entry in done]
+    still = [score_standing_still(job.name, truth, DEMO_PROTOCOL)]
+    line = _write_scores(folder, score_table(scored, DEMO_PROTOCOL, still))
+    own = f"unspool track {home / 'clip.mp4'} --mask {home / 'first.png'}"
+    return f"{line}\nThe same with files, as you would with your own: {own}"
 
 
 def _tracking_plan(
@@ -320,7 +432,7 @@ def _estimate(settings: Settings, tracking: Json, jobs: Sequence[TrackJob]) -> s
     measured: dict[tuple[int, int], tuple[float, int]] = {}
     for job in jobs:
         try:
-            with _open(job) as video:
+            with open_video(job.source) as video:
                 size = (video.height, video.width)
                 if size not in measured:
                     measured[size] = cost(size, _encoder_of(settings), how)
@@ -364,6 +476,11 @@ def score_masks(job: ScoreJob, report: Report, stop: Stop) -> Json:
         "frames": len(job.truth),
         "seconds": round(seconds, 3),
         "frames_per_second": round(len(job.truth) / seconds, 1),
-        "scores": summary(scored),
-        "scored": scored,
+        "scores": video_scores(scored),
+        "per_frame": to_record(scored),
     }
+
+
+def _finish_scores(protocol: str, folder: Path, done: Sequence[Json]) -> str:
+    scored = [from_record(entry["name"], entry["per_frame"]) for entry in done]
+    return _write_scores(folder, score_table(sorted(scored, key=lambda s: s.name), protocol))

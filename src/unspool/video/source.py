@@ -6,7 +6,6 @@ import fnmatch
 import glob
 import posixpath
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,15 +28,13 @@ class Place:
 
     @property
     def stem(self) -> str:
-        """The name of the video: without ending; a glob is named after its folder."""
+        """The name of the video: without ending; a folder's or a glob's frames are named after the folder."""
         path = self.path.rstrip("/")
-        if self.is_pattern:
-            path = posixpath.dirname(path)
-        elif self.is_folder:
-            return posixpath.basename(path) or "frames"
-        else:
-            path = posixpath.splitext(path)[0]
-        return posixpath.basename(path) or "frames"
+        if not self.is_pattern and not self.is_folder:
+            return posixpath.splitext(posixpath.basename(path))[0]
+        folder = posixpath.dirname(path) if self.is_pattern else path
+        name = Path(folder).resolve().name if self.files is None else posixpath.basename(folder)
+        return name or "frames"
 
     @property
     def is_pattern(self) -> bool:
@@ -68,24 +65,24 @@ class Place:
 
     def images(self) -> list[Place]:
         """The images of a folder or of a glob, in natural order (2 before 10)."""
-        folder, pattern = (
-            (posixpath.dirname(self.path), posixpath.basename(self.path))
-            if self.is_pattern
-            else (self.path, "*")
-        )
-        if self.files is None:
-            found = [str(p) for p in Path(folder or ".").iterdir()] if Path(folder or ".").is_dir() else []
-        else:
-            found = [str(p) for p in self.files.ls(folder, detail=False)] if self.files.isdir(folder) else []
-        names = sorted((posixpath.basename(p), p) for p in found)
-        kept = [
-            path
-            for name, path in sorted(names, key=lambda pair: natural_key(pair[0]))
-            if posixpath.splitext(name)[1].lower() in IMAGES
-            and not name.startswith(".")
-            and fnmatch.fnmatch(name, pattern)
-        ]
-        return [Place(path, path, self.files) for path in kept]
+        folder, pattern = posixpath.split(self.path) if self.is_pattern else (self.path, "*")
+        named = sorted(((posixpath.basename(p), p) for p in self._inside(folder)), key=_by_nature)
+        return [Place(path, path, self.files) for name, path in named if _is_frame(name, pattern)]
+
+    def _inside(self, folder: str) -> list[str]:
+        if self.files is not None:
+            return [str(p) for p in self.files.ls(folder, detail=False)] if self.files.isdir(folder) else []
+        local = Path(folder or ".")
+        return [p.as_posix() for p in local.iterdir()] if local.is_dir() else []
+
+
+def _is_frame(name: str, pattern: str) -> bool:
+    image = posixpath.splitext(name)[1].lower() in IMAGES
+    return image and not name.startswith(".") and fnmatch.fnmatch(name, pattern)
+
+
+def _by_nature(named: tuple[str, str]) -> tuple[list[tuple[bool, int, str]], str]:
+    return natural_key(named[0]), named[0]
 
 
 def place(source: str | Path) -> Place:
@@ -102,9 +99,7 @@ def place(source: str | Path) -> Place:
     return Place(address, path, files)
 
 
-def natural_key(name: str) -> tuple[object, ...]:
-    """Sorts `frame2` before `frame10`, and `007` after `7`."""
-    parts: list[Callable[[], object] | object] = []
-    for text, digits in re.findall(r"(\D+)|(\d+)", name):
-        parts.append((0, int(digits), digits) if digits else (1, text.lower(), text))
-    return tuple(parts)
+def natural_key(name: str) -> list[tuple[bool, int, str]]:
+    """Sorts `frame2` before `frame10`; numbers come before letters."""
+    parts = re.findall(r"(\D+)|(\d+)", name)
+    return [(not digits, int(digits or 0), digits or text.lower()) for text, digits in parts]

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
 from unspool.errors import VideoError
 from unspool.video.source import Place
@@ -18,7 +18,16 @@ Picture = npt.NDArray[np.uint8]  # [H, W, 3] RGB
 
 Notice = Callable[[str], None]
 
-ORIENTATION = 0x0112  # EXIF; 5 to 8 swap height and width
+ORIENTATION = 0x0112  # EXIF: which transposition shows the picture upright
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class Stills:
@@ -43,10 +52,9 @@ class Stills:
 
     def at(self, index: int, notice: Notice) -> Picture:
         """The index-th image as `[H, W, 3]` RGB. Raises VideoError."""
-        image = self._images[index]
-        picture = _read(image)
+        picture = _read(self._images[index])
         if picture.shape != (self.height, self.width, 3):
-            raise VideoError(f"{image}: has changed since the folder was opened; open it again")
+            raise _odd_one(self._images[index], picture.shape[1::-1], (self.width, self.height))
         return picture
 
     def pictures(self, notice: Notice) -> Iterator[Picture]:
@@ -77,32 +85,44 @@ def _refuse_equal_names(source: Place, names: list[str], images: list[Place]) ->
 
 
 def _common_size(images: list[Place]) -> tuple[int, int]:
-    """Width and height, from the headers alone."""
-    sizes = [_size(image) for image in images]
-    usual, times = Counter(sizes).most_common(1)[0]
-    if times < len(sizes):
-        odd = next(i for i, size in enumerate(sizes) if size != usual)
-        raise VideoError(
-            f"{images[odd]}: is {sizes[odd][0]}x{sizes[odd][1]}, but {times} of {len(sizes)} frames are "
-            f"{usual[0]}x{usual[1]}; a video has one size, take that frame out or resize it"
-        )
+    """Width and height, from the headers; behind an address only the first is looked at beforehand."""
+    sizes = [_size(image) for image in (images if images[0].files is None else images[:1])]
+    usual = Counter(sizes).most_common(1)[0][0]
+    for image, size in zip(images, sizes, strict=False):
+        if size != usual:
+            raise _odd_one(image, size, usual)
     return usual
+
+
+def _odd_one(image: Place, size: tuple[int, ...], usual: tuple[int, int]) -> VideoError:
+    return VideoError(
+        f"{image}: is {size[0]}x{size[1]}, but the other frames are {usual[0]}x{usual[1]}; "
+        "a video has one size, take that frame out or resize it"
+    )
 
 
 def _size(place: Place) -> tuple[int, int]:
     try:
         with place.open() as file, Image.open(file) as image:
             width, height = image.size
-            turned = image.getexif().get(ORIENTATION, 1) >= 5
+            turned = _orientation(image) >= 5
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise _unreadable(place, error) from error
     return (height, width) if turned else (width, height)
 
 
+def _orientation(image: Image.Image) -> int:
+    """By the header alone: for a PNG, Pillow would decode all of it to look behind the pixels."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1
+    return int(image.getexif().get(ORIENTATION, 1))
+
+
 def _read(place: Place) -> Picture:
     try:
         with place.open() as file, Image.open(file) as opened:
-            image: Image.Image = ImageOps.exif_transpose(opened)
+            turn = UPRIGHT.get(_orientation(opened))
+            image: Image.Image = opened if turn is None else opened.transpose(turn)
             if image.mode.startswith("I;16"):  # 16-bit grey: keep the upper byte, convert() would clip
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.has_transparency_data:  # as GIF and WebM with alpha: on white

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
-from unspool.errors import OutputError, UnspoolWarning, VideoError
-from unspool.video.container import audio_stream
-from unspool.video.source import place
+from unspool.errors import OutputError, UnspoolWarning
+from unspool.video.packets import open_container
+from unspool.video.source import Place, place
 
 Picture = npt.NDArray[np.uint8]  # [H, W, 3] RGB
 
@@ -32,7 +32,8 @@ class VideoWriter:
     """Writes frames to an MP4 that appears under its name only when it is whole.
 
     H.264 4:2:0; odd sizes are padded to even by repeating the last row or column; `times` (s, one per
-    frame, ascending) are kept exactly, variable rates too; the sound of `audio_from` is copied as it is.
+    frame, ascending) are kept exactly, variable rates too; the sound of `audio_from` is copied as it is
+    (a folder of frames has none).
     As a context manager: closed on success, nothing is left after an error. Raises OutputError.
     """
 
@@ -48,19 +49,22 @@ class VideoWriter:
         pixel_aspect: Fraction = Fraction(1),
     ) -> None:
         self.path, self.height, self.width = Path(path), height, width
-        self.frames = 0
+        self.frames = self._muxed = 0
         self._times = times  # looked up frame by frame: a damaged source may turn out shorter
         self._part = self.path.with_name(self.path.name + ".part")
         self._audio: _Sound | None = None
         self._output: Any = None
-        self.codec = _best_encoder()
+        self.codec = _best_encoder(self.path)
+        self._clock = _clock_of(times, FINEST_CLOCK.get(self.codec, MP4_CLOCK))
         with self._errors_named():
-            self._clock = _clock_of(times, FINEST_CLOCK.get(self.codec, MP4_CLOCK))
-            options = {"movflags": "+faststart", "movie_timescale": str(self._clock.denominator)}
-            self._output = av.open(str(self._part), "w", format="mp4", options=options)
+            where = place(audio_from) if audio_from is not None else None
+            if where and not (where.is_folder or where.is_pattern):
+                self._audio = _Sound(where)
+            self._output = av.open(str(self._part), "w", format="mp4", options=self._mp4_options())
             self._stream = self._add_video(crf, pixel_aspect)
-            if audio_from is not None:
-                self._audio = _Sound.of(audio_from, self._output, self._span(), self._before_zero())
+            if self._audio:
+                self._audio.join(self._output, self._span(), self._before_zero())
+            self._output.start_encoding()
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -78,7 +82,6 @@ class VideoWriter:
         with self._errors_named():
             frame = self._to_yuv(image)
             frame.pts, frame.time_base = self._ticks(self.frames), self._clock
-            frame.duration = self._ticks(self.frames + 1) - frame.pts
             self.frames += 1
             self._mux(self._stream.encode(frame))
 
@@ -107,6 +110,12 @@ class VideoWriter:
             self._audio.close()
 
     # --------------------------------------------------------------------------------------- inside
+
+    def _mp4_options(self) -> dict[str, str]:
+        """Index first; and a clock of the whole file in which late starts of both streams are exact."""
+        ticks = self._clock.denominator
+        common = math.lcm(ticks, self._audio.rate if self._audio else 1)
+        return {"movflags": "+faststart", "movie_timescale": str(common if common < 2**31 else ticks)}
 
     def _add_video(self, crf: int, pixel_aspect: Fraction) -> Any:
         first, last = self._span()
@@ -159,7 +168,9 @@ class VideoWriter:
         )
 
     def _mux(self, packets: list[Any]) -> None:
-        for packet in packets:
+        for packet in packets:  # in display order, as there are no B-frames
+            packet.duration = self._ticks(self._muxed + 1) - self._ticks(self._muxed)
+            self._muxed += 1
             if self._audio:
                 for sound in self._audio.before(packet.pts * packet.time_base):
                     self._output.mux(sound)
@@ -180,35 +191,30 @@ class VideoWriter:
 class _Sound:
     """The audio packets of another file, as they are, within the video's span."""
 
-    def __init__(
-        self, container: Any, source: Any, target: Any, span: tuple[Fraction, Fraction], zero: Fraction
-    ) -> None:
-        self._container, self._target = container, target
-        self._start, self._end = span
-        self._zero = zero
-        self._packets = container.demux(source)
+    def __init__(self, source: Place) -> None:
+        self._path = source
+        self._container, self._file = open_container(source)
+        self._source = next(iter(self._container.streams.audio), None)
+        self.rate: int = self._source.rate if self._source else 1
+        self._packets: Iterator[Any] = iter(())
         self._next: Any = None
 
-    @classmethod
-    def of(
-        cls, path: str | Path, output: Any, span: tuple[Fraction, Fraction], zero: Fraction
-    ) -> _Sound | None:
-        """None where the file has no sound, or none that an MP4 can hold (UnspoolWarning)."""
-        container, source = audio_stream(place(path))
-        if source is None:
-            container.close()
-            return None
-        name = source.codec_context.name
-        if not {name, source.codec_context.codec.canonical_name} & output.supported_codecs:
-            container.close()
+    def join(self, output: Any, span: tuple[Fraction, Fraction], zero: Fraction) -> None:
+        """Give the output a stream for the sound, if there is one and an MP4 can hold it (else a warning)."""
+        if self._source is None:
+            return
+        codec = self._source.codec_context
+        if not {codec.name, codec.codec.canonical_name} & output.supported_codecs:
             warnings.warn(
-                f"{path}: its sound ({name}) does not fit into an MP4 and is left out; "
+                f"{self._path}: its sound ({codec.name}) does not fit into an MP4 and is left out; "
                 "convert the sound to AAC to keep it",
                 UnspoolWarning,
-                stacklevel=5,
+                stacklevel=4,
             )
-            return None
-        return cls(container, source, output.add_stream_from_template(source), span, zero)
+            return
+        (self._start, self._end), self._zero = span, zero
+        self._target = output.add_stream_from_template(self._source)
+        self._packets = self._container.demux(self._source)
 
     def before(self, time: Fraction | None) -> Iterator[Any]:
         """The packets up to `time` that have not been given yet; all that are left for None."""
@@ -223,21 +229,26 @@ class _Sound:
             yield packet
 
     def _read(self) -> Any:
-        for packet in self._packets:
-            if packet.pts is None or packet.size == 0:
-                continue
-            begin = packet.pts * packet.time_base
-            if begin >= self._end:
-                return None
-            if begin + (packet.duration or 0) * packet.time_base >= self._start:
-                return packet
+        """The next packet within the span; None at the end, and where a cut-off file ends early."""
+        with contextlib.suppress(av.FFmpegError):
+            for packet in self._packets:
+                if packet.pts is None or packet.size == 0:
+                    continue
+                begin = packet.pts * packet.time_base
+                if begin >= self._end:
+                    return None
+                # One before the start is kept: it ends there, and the decoder needs it to warm up.
+                if begin + (packet.duration or 0) * packet.time_base >= self._start:
+                    return packet
         return None
 
     def close(self) -> None:
         self._container.close()
+        if self._file:
+            self._file.close()
 
 
-def _best_encoder() -> str:
+def _best_encoder(path: Path) -> str:
     for name in ENCODERS:
         with contextlib.suppress(ValueError, av.FFmpegError):
             av.Codec(name, "w")
@@ -248,7 +259,8 @@ def _best_encoder() -> str:
                     stacklevel=3,
                 )
             return name
-    raise VideoError(f"FFmpeg has none of the encoders {', '.join(ENCODERS)}; install the av wheel from PyPI")
+    known = ", ".join(ENCODERS)
+    raise OutputError(f"{path}: FFmpeg has none of the encoders {known}; install the av wheel from PyPI")
 
 
 def _clock_of(times: Sequence[Fraction], finest: int) -> Fraction:

@@ -1,0 +1,286 @@
+"""Encoders: images in, a grid of features out; frozen.
+
+`load_encoder` takes a name, a checkpoint file, or any module of your own.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from unspool.encoders.checkpoints import (
+    Checkpoint,
+    as_timm,
+    depth_of,
+    load_strictly,
+    read_checkpoint,
+    vit_architecture,
+    weights_hash,
+)
+from unspool.encoders.images import IMAGENET_STD, normalised, offered
+from unspool.encoders.resnet import (
+    DulHead,
+    ResNetEncoder,
+    random_resnet,
+    resnet18_stride8,
+    resnet50_stride16,
+)
+from unspool.encoders.vit import Positions, ViTEncoder, build_vit
+from unspool.errors import UsageError, WeightsError, WeightsUnavailable
+
+__all__ = ["MODELS", "Encoder", "describe_models", "load_encoder"]
+
+Std = tuple[float, float, float]
+
+
+class Encoder(Protocol):
+    """What every encoder is: a callable from images to named maps, and a few facts."""
+
+    name: str
+    patch: int  # px per token
+    dim: int  # channels of `tokens`
+    multiple: int  # px that the sides of an input must be multiples of
+    offers: tuple[str, ...]
+    weights_hash: str
+
+    def __call__(self, images: Tensor, want: tuple[str, ...] = ("tokens",)) -> dict[str, Tensor]:
+        """Maps `[b, c, h, w]`, not normalised, of images `[b, 3, H, W]` (uint8, or float in 0..1, RGB)."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A published encoder that has a name here."""
+
+    timm: str  # architecture.tag of timm, for the download
+    file: str  # the file that its authors publish
+    about: str
+
+
+MODELS = {
+    "dino-vits16": Model("vit_small_patch16_224.dino", "dino_deitsmall16_pretrain.pth", "DINO ViT-S/16"),
+    "dino-vits8": Model("vit_small_patch8_224.dino", "dino_deitsmall8_pretrain.pth", "DINO ViT-S/8"),
+    "dino-vitb16": Model("vit_base_patch16_224.dino", "dino_vitbase16_pretrain.pth", "DINO ViT-B/16"),
+    "dino-vitb8": Model("vit_base_patch8_224.dino", "dino_vitbase8_pretrain.pth", "DINO ViT-B/8"),
+    "dinov2-vits14": Model(
+        "vit_small_patch14_dinov2.lvd142m", "dinov2_vits14_pretrain.pth", "DINOv2 ViT-S/14"
+    ),
+    "dinov2-vitb14": Model(
+        "vit_base_patch14_dinov2.lvd142m", "dinov2_vitb14_pretrain.pth", "DINOv2 ViT-B/14"
+    ),
+    "dinov2-vits14-reg": Model(
+        "vit_small_patch14_reg4_dinov2.lvd142m",
+        "dinov2_vits14_reg4_pretrain.pth",
+        "DINOv2 ViT-S/14, 4 registers",
+    ),
+    "dinov2-vitb14-reg": Model(
+        "vit_base_patch14_reg4_dinov2.lvd142m",
+        "dinov2_vitb14_reg4_pretrain.pth",
+        "DINOv2 ViT-B/14, 4 registers",
+    ),
+    "dinov3-vits16": Model(
+        "vit_small_patch16_dinov3.lvd1689m", "dinov3_vits16_pretrain_lvd1689m.pth", "DINOv3 ViT-S/16"
+    ),
+    "dinov3-vitb16": Model(
+        "vit_base_patch16_dinov3.lvd1689m", "dinov3_vitb16_pretrain_lvd1689m.pth", "DINOv3 ViT-B/16"
+    ),
+}
+RANDOM = {
+    "random-resnet18": "ResNet-18 of stride 8 that has learnt nothing (DUL's architecture)",
+    "random-resnet50": "ResNet-50 of stride 16 that has learnt nothing",
+    "random-vits16": "ViT-S/16 that has learnt nothing",
+    "random-vits8": "ViT-S/8 that has learnt nothing",
+}
+ENDINGS = (".pth", ".pt", ".safetensors", ".ckpt", ".bin", ".tar")
+
+
+def load_encoder(
+    model: str | Path | nn.Module,
+    *,
+    device: str = "auto",
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    seed: int = 0,
+    positions: Positions = "published",
+    std: Std | None = None,
+    patch: int | None = None,
+) -> Encoder:
+    """An encoder, frozen and in evaluation mode.
+
+    `model`: a name (`unspool models` lists them), a checkpoint file in any of the published layouts, or a
+    module of your own from images `[b, 3, h, w]` (normalised as ImageNet) to maps `[b, c, h', w']`, whose
+    `patch` (px per token) you name. A published name is looked for in the folders of `$UNSPOOL_WEIGHTS` and
+    then downloaded through timm. `seed` decides random models only.
+    Raises UsageError for an unknown name, WeightsUnavailable where weights cannot be had, WeightsError where
+    they do not fit.
+    """
+    spread = std or IMAGENET_STD
+    if isinstance(model, nn.Module):
+        encoder: Any = ModuleEncoder(model, patch, spread)
+    elif str(model).startswith("random-"):
+        encoder = _random(str(model), seed, positions, spread)
+    elif str(model) in MODELS or str(model).startswith("timm/"):
+        encoder = _published(str(model), positions, spread)
+    else:
+        encoder = _from_file(Path(model), positions, spread)
+    encoder.requires_grad_(False).eval()
+    encoder.weights_hash = weights_hash(encoder)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return encoder.to(device_named(device), dtype)  # type: ignore[no-any-return]
+
+
+def device_named(name: str) -> torch.device:
+    """`auto` is the GPU where there is one. Raises UsageError for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(
+            f"device '{name}' is not there ({str(error).splitlines()[0]}); try auto or cpu"
+        ) from error
+    return device
+
+
+# ----------------------------------------------------------------------------------------- where from
+
+
+def _random(name: str, seed: int, positions: Positions, std: Std) -> nn.Module:
+    architectures = {"vits16": "vit_small_patch16_224", "vits8": "vit_small_patch8_224"}
+    kind = name.removeprefix("random-")
+    if kind not in architectures:
+        return random_resnet(kind, seed, std)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build_vit(architectures[kind])
+    return ViTEncoder(network, name=name, positions=positions, std=std)
+
+
+def _published(name: str, positions: Positions, std: Std) -> nn.Module:
+    model = MODELS.get(name) or Model(name.removeprefix("timm/"), "", name)
+    for folder in filter(None, os.environ.get("UNSPOOL_WEIGHTS", "").split(os.pathsep)):
+        for file in filter(None, (model.file, *(f"{name.replace('/', '-')}{e}" for e in ENDINGS))):
+            if (Path(folder) / file).is_file():
+                return _encoder_of(read_checkpoint(Path(folder) / file), name, positions, std)
+    network = _download(name, model)
+    return ViTEncoder(network, name=name, positions=positions, std=std)
+
+
+def _download(name: str, model: Model) -> nn.Module:
+    import timm  # noqa: PLC0415
+    from huggingface_hub import constants  # noqa: PLC0415
+
+    constants.HF_HUB_ETAG_TIMEOUT = min(constants.HF_HUB_ETAG_TIMEOUT, 10)
+    try:
+        return timm.create_model(model.timm, pretrained=True, num_classes=0, dynamic_img_size=True)
+    except RuntimeError as error:
+        if "Unknown model" in str(error) or "Invalid pretrained tag" in str(error):
+            raise UsageError(f"model '{name}': timm does not know it ({error})") from error
+        raise _unavailable(name, model, error) from error
+    except Exception as error:  # the hub's client raises many kinds; all mean that there are no weights
+        raise _unavailable(name, model, error) from error
+
+
+def _unavailable(name: str, model: Model, error: Exception) -> WeightsUnavailable:
+    file = model.file or f"{name.replace('/', '-')}.pth"
+    return WeightsUnavailable(
+        f"model '{name}': its weights are not on this machine and cannot be downloaded "
+        f"({type(error).__name__}: {str(error).splitlines()[0][:120]}); get {file}, as its authors publish "
+        "it, where there is a network, put it into a folder that UNSPOOL_WEIGHTS names, or give the "
+        "file itself as the model"
+    )
+
+
+def _from_file(path: Path, positions: Positions, std: Std) -> nn.Module:
+    if not path.is_file():
+        if path.suffix in ENDINGS or len(path.parts) > 1:
+            raise UsageError(f"{path}: no such weights file")
+        known = [*MODELS, *RANDOM]
+        near = difflib.get_close_matches(str(path), known, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+        raise UsageError(f"model '{path}' is unknown: neither a name nor a file; {hint}")
+    return _encoder_of(read_checkpoint(path), path.name, positions, std)
+
+
+def _encoder_of(checkpoint: Checkpoint, name: str, positions: Positions, std: Std) -> nn.Module:
+    if checkpoint.family == "vit":
+        return _vit_of(checkpoint, name, positions, std)
+    origin = f"{checkpoint.path} ({checkpoint.layout})"
+    if checkpoint.family == "resnet50":
+        network = resnet50_stride16()
+    else:
+        network = resnet18_stride8("reflect" if checkpoint.layout == "CRW" else "zeros")
+        if not any(key.startswith("layer4.") for key in checkpoint.state):
+            del network.layer4  # CRW ends at layer3
+    load_strictly(network, checkpoint.state, origin)
+    head = None
+    if checkpoint.head:
+        weight = checkpoint.head["conv2.weight"]
+        head = DulHead(weight.shape[1], weight.shape[0])
+        load_strictly(head, checkpoint.head, origin)
+    return ResNetEncoder(network, name=name, head=head, std=std)
+
+
+def _vit_of(checkpoint: Checkpoint, name: str, positions: Positions, std: Std) -> nn.Module:
+    architecture = vit_architecture(checkpoint.state)
+    expected = MODELS[name].timm.split(".")[0] if name in MODELS else architecture
+    if expected != architecture:
+        raise WeightsError(f"{checkpoint.path}: holds a {architecture}, but '{name}' is a {expected}")
+    network = build_vit(architecture, depth=depth_of(checkpoint.state))
+    state = as_timm(checkpoint.state, network, architecture)
+    load_strictly(network, state, f"{checkpoint.path} ({checkpoint.layout})")
+    return ViTEncoder(network, name=name, positions=positions, std=std)
+
+
+class ModuleEncoder(nn.Module):
+    """Any module from normalised images to maps `[b, c, h', w']` or tokens `[b, n, c]`."""
+
+    offers = ("tokens",)
+
+    def __init__(self, module: nn.Module, patch: int | None, std: Std) -> None:
+        super().__init__()
+        if patch is None:
+            raise UsageError(
+                "load_encoder(module): name the px per token, e.g. load_encoder(module, patch=14)"
+            )
+        self.module, self.std = module.eval(), std
+        self.name = type(module).__name__
+        self.patch = self.multiple = patch
+        with torch.no_grad():
+            self.dim = self(torch.zeros(1, 3, 4 * patch, 4 * patch))["tokens"].shape[1]
+
+    def forward(self, images: Tensor, want: tuple[str, ...] = ("tokens",)) -> dict[str, Tensor]:
+        """The module's map of images `[b, 3, h, w]`, uint8 or float in 0..1."""
+        offered(want, self.offers, self.name)
+        like = next(self.module.parameters(), torch.zeros(1))
+        out: Tensor = self.module(normalised(images, self.std, like))
+        if out.ndim == 3:
+            rows, columns = images.shape[-2] // self.patch, images.shape[-1] // self.patch
+            out = out.transpose(1, 2).reshape(len(out), -1, rows, columns)
+        return {"tokens": out}
+
+
+def describe_models(name: str | None = None) -> str:
+    """The table of `unspool models`, or what is known of one."""
+    if name is None:
+        rows = [(n, m.about, "downloaded through timm when named") for n, m in MODELS.items()]
+        rows += [(n, about, "made on the spot") for n, about in RANDOM.items()]
+        width = max(len(row[0]) for row in rows)
+        lines = [f"{n:<{width}}  {about} ({how})" for n, about, how in rows]
+        return "\n".join(
+            [*lines, "Any checkpoint file of a published layout can be given in place of a name."]
+        )
+    encoder = load_encoder(name, device="cpu")
+    parameters = sum(p.numel() for p in encoder.parameters())  # type: ignore[attr-defined]
+    return "\n".join(
+        [
+            f"{encoder.name}: {parameters / 1e6:.1f} M parameters, weights {encoder.weights_hash}",
+            f"{encoder.patch} px per token, {encoder.dim} channels",
+            f"offers {', '.join(encoder.offers)}",
+        ]
+    )

@@ -1,0 +1,207 @@
+"""Published checkpoint files, translated at the border: which tensors are the encoder, and what it is.
+
+`LAYOUTS` is the whole map: how each publication nests and prefixes its encoder, and which tensors beside it
+are heads that an encoder does not need. What remains must fit the architecture exactly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from unspool.errors import WeightsError
+
+State = dict[str, Tensor]
+SHOWN = 6  # keys listed in a message
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a publication keeps its encoder."""
+
+    name: str
+    inside: tuple[str, ...]  # entries of nested dictionaries that lead to the tensors
+    prefix: str  # of the encoder's own tensors
+    heads: str = ""  # pattern of the encoder's tensors that are not used, after the prefix
+
+
+VIT_HEADS = r"(head|fc_norm|projection_head|prototypes|mask_token|masked_embed)\b.*"
+LAYOUTS = (
+    Layout("DUL", ("model",), "fast_net.backbone."),
+    Layout("CRW", ("model",), "encoder.model.", r"fc\..*"),
+    Layout("BA", ("model_state_dict",), "encoder.", VIT_HEADS),
+    Layout("DINO (full, teacher)", ("teacher",), "backbone.", VIT_HEADS),
+    Layout("MSN (target encoder)", ("target_encoder",), "", VIT_HEADS + r"|fc\..*"),
+    Layout("TimeT", (), "feature_extractor.backbone.", VIT_HEADS),
+    Layout("Leopart", ("state_dict",), "model.", VIT_HEADS),
+    Layout("iBOT", ("state_dict",), "", VIT_HEADS),
+    Layout("backbone", (), "backbone.", VIT_HEADS),
+    Layout("bare (DINO hub, DINOv2, DINOv3, torchvision)", (), "", VIT_HEADS + r"|fc\..*"),
+)
+WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The encoder's tensors of a file, under plain names, and what they are."""
+
+    path: Path
+    layout: str
+    family: str  # "vit", "resnet18" or "resnet50"
+    state: State
+    head: State  # DUL's emb_q, else empty
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Find the encoder in a file. Raises WeightsError naming the file and the layouts that were tried."""
+    content = _read(path)
+    for layout in LAYOUTS:
+        state = _inside(content, layout)
+        if state is None:
+            continue
+        own = {k.removeprefix(layout.prefix): v for k, v in state.items() if k.startswith(layout.prefix)}
+        own = {k: v for k, v in own.items() if not (layout.heads and re.fullmatch(layout.heads, k))}
+        family = _family(own)
+        if family:
+            head = {k.split("emb_q.")[1]: v for k, v in state.items() if "emb_q." in k}
+            return Checkpoint(path, layout.name, family, _plain_names(own), head)
+    raise WeightsError(
+        f"{path}: no encoder found; looked for {', '.join(layout.name for layout in LAYOUTS)}. "
+        f"The file holds {_listed(sorted(_keys(content)))}"
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsError(
+            f"{path}: holds more than tensors ({reason}), which could run code; save its state dict alone "
+            "with torch.save(checkpoint['state_dict'], ...) where you trust it, and give that file"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, SafetensorError) as error:
+        raise WeightsError(f"{path}: cannot be read as weights ({error}); is the file whole?") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: holds a {type(content).__name__}, expected a dictionary of tensors")
+    return content
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _inside(content: dict[str, Any], layout: Layout) -> State | None:
+    for step in layout.inside:
+        entry = content.get(step)
+        if not isinstance(entry, dict):
+            return None
+        content = entry
+    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    for wrapper in WRAPPERS:
+        if state and all(key.startswith(wrapper) for key in state):
+            state = {key.removeprefix(wrapper): value for key, value in state.items()}
+    return state or None
+
+
+def _keys(content: dict[str, Any], prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in content.items():
+        keys += _keys(value, f"{prefix}{key}/") if isinstance(value, dict) else [f"{prefix}{key}"]
+    return keys
+
+
+def _family(state: State) -> str:
+    if "patch_embed.proj.weight" in state:
+        return "vit"
+    if "conv1.weight" in state or "conv1.1.weight" in state:
+        return "resnet50" if any(k.startswith("layer1.0.conv3") for k in state) else "resnet18"
+    return ""
+
+
+def _plain_names(state: State) -> State:
+    """Older CRW files wrap padded convolutions: `conv1.1.weight` stands for `conv1.weight`."""
+    return {re.sub(r"\b(conv[12])\.1\.", r"\1.", key): value for key, value in state.items()}
+
+
+# ---------------------------------------------------------------------------------------- architecture
+
+
+def vit_architecture(state: State) -> str:
+    """The timm name of the ViT that the tensors belong to, from their names and shapes.
+
+    Raises WeightsError for sizes that have no name here.
+    """
+    dim, _, patch, _ = state["patch_embed.proj.weight"].shape
+    size = {192: "tiny", 384: "small", 768: "base", 1024: "large"}.get(dim)
+    registers = any(k in state for k in ("register_tokens", "reg_token", "storage_tokens"))
+    if size and patch == 16 and "pos_embed" not in state:
+        return f"vit_{size}_patch16_dinov3"
+    if size and patch == 14:
+        return f"vit_{size}_patch14_reg4_dinov2" if registers else f"vit_{size}_patch14_dinov2"
+    if size and patch in (8, 16):
+        return f"vit_{size}_patch{patch}_224"
+    raise WeightsError(f"a ViT of width {dim} with {patch} px patches has no timm name here")
+
+
+def depth_of(state: State) -> int:
+    """Number of blocks."""
+    return 1 + max(int(m[1]) for key in state if (m := re.match(r"blocks\.(\d+)\.", key)))
+
+
+def as_timm(state: State, network: Any, architecture: str) -> State:
+    """Meta's names of DINOv2 and DINOv3 as timm's; other ViTs have them already."""
+    from timm.models import eva, vision_transformer  # noqa: PLC0415
+
+    state = {k: v for k, v in state.items() if not k.endswith("bias_mask") and k != "mask_token"}
+    if architecture.endswith("dinov3"):
+        return dict(eva.checkpoint_filter_fn(state, network))
+    if architecture.endswith("dinov2") and "register_tokens" in state:
+        return dict(vision_transformer.checkpoint_filter_fn(state, network))
+    return state
+
+
+def load_strictly(network: nn.Module, state: State, origin: str) -> None:
+    """Load all tensors; WeightsError listing what is missing, unexpected or of another shape."""
+    own = network.state_dict()
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in state if k not in own]
+    shapes = [
+        f"{k}: {tuple(state[k].shape)} in the file, {tuple(own[k].shape)} in the model"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    if missing or unexpected or shapes:
+        parts = [
+            f"{len(keys)} {what}: {_listed(keys)}"
+            for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+            if keys
+        ]
+        raise WeightsError(f"{origin}: these weights are of another architecture; {'; '.join(parts)}")
+    network.load_state_dict(state, strict=False)
+
+
+def _listed(keys: list[str]) -> str:
+    rest = f", ... ({len(keys)} in all)" if len(keys) > SHOWN else ""
+    return ", ".join(keys[:SHOWN]) + rest
+
+
+def weights_hash(module: nn.Module) -> str:
+    """Sixteen hex digits over names, shapes and bytes of all tensors."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

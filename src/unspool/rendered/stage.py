@@ -1,0 +1,428 @@
+"""From a seed to a stage: who is there, what they look like, where they go, on which ground, in what light."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cached_property
+from math import exp, hypot, pi, sqrt
+
+import numpy as np
+import numpy.typing as npt
+
+from unspool.errors import UsageError
+from unspool.rendered import creatures
+from unspool.rendered.creatures import KINDS, SEMANTIC, Affine, Part, Workshop
+from unspool.rendered.drawing import Box, box_around, cast_shadow, draw
+from unspool.rendered.grounds import GROUNDS, paint_ground
+from unspool.rendered.motion import Body, Camera, Path, Pose, Sway, Wave, affine, compose, joints
+from unspool.rendered.textures import Array, Colour, Packed, pack, palette
+
+OWN = 0.75  # how far an object's base colour is from the scene's palette, 0..1
+MOST = 254  # objects: their ids are uint8, and 255 means void
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is rendered. Equal scenes give equal bytes."""
+
+    seed: int = 0
+    height: int = 256  # px, >= 16
+    width: int = 256  # px, >= 16
+    frames: int = 48  # >= 1
+    fps: Fraction = Fraction(24)  # frames per second
+    objects: int = 4  # 1..254, all of them in view in frame 0
+    lookalikes: int = 1  # how many of the objects look like another one, 0..objects-1
+    occluders: int = 1  # things in the foreground that belong to no object, 0..8
+    clutter: int = 40  # small things on the ground in the objects' colours, 0..200
+    kinds: tuple[str, ...] = tuple(KINDS)  # what the objects are drawn from
+    grounds: tuple[str, ...] = tuple(GROUNDS)  # what the ground is drawn from
+    motion: float = 1.0  # speed of objects, 0 stand still .. 3
+    deformation: float = 1.0  # of objects, 0 rigid .. 1.5
+    camera: float = 1.0  # pan, zoom and roll, 0 fixed .. 2
+    light: float = 1.0  # change of light, 0 none .. 2
+    shutter: float = 0.5  # share of the frame's time in which it is exposed, 0 sharp .. 1
+    grain: float = 3.0  # standard deviation of the sensor's noise, 8-bit levels
+
+    def __post_init__(self) -> None:
+        for name, valid, rule in (
+            ("seed", self.seed >= 0, "0 or more"),
+            ("height", self.height >= 16, "16 px or more"),
+            ("width", self.width >= 16, "16 px or more"),
+            ("frames", self.frames >= 1, "1 or more"),
+            ("fps", self.fps > 0, "above 0"),
+            ("objects", 1 <= self.objects <= MOST, f"1 to {MOST}"),
+            ("lookalikes", 0 <= self.lookalikes < self.objects, "0 to objects - 1"),
+            ("occluders", 0 <= self.occluders <= 8, "0 to 8"),
+            ("clutter", 0 <= self.clutter <= 200, "0 to 200"),
+            ("kinds", self.kinds and set(self.kinds) <= set(KINDS), f"some of {', '.join(KINDS)}"),
+            ("grounds", self.grounds and set(self.grounds) <= set(GROUNDS), f"some of {', '.join(GROUNDS)}"),
+            ("motion", 0 <= self.motion <= 3, "0 to 3"),
+            ("deformation", 0 <= self.deformation <= 1.5, "0 to 1.5"),
+            ("camera", 0 <= self.camera <= 2, "0 to 2"),
+            ("light", 0 <= self.light <= 2, "0 to 2"),
+            ("shutter", 0 <= self.shutter <= 1, "0 to 1"),
+            ("grain", self.grain >= 0, "0 or more"),
+        ):
+            if not valid:
+                raise UsageError(f"scene.{name} = {getattr(self, name)!r} is out of range; it is {rule}")
+
+    @property
+    def aspect(self) -> tuple[float, float]:
+        """Half width and half height in world units: the short side is 1."""
+        short = min(self.width, self.height)
+        return self.width / short / 2, self.height / short / 2
+
+
+@dataclass(frozen=True)
+class Lamp:
+    """Brightness, tint and a soft spot, all wandering."""
+
+    gain: Sway  # natural logarithm
+    warmth: Sway  # natural logarithm, red up and blue down
+    spot: tuple[Sway, Sway]  # px shares of its centre's travel
+    depth: float  # how much darker it is far from the spot, 0..1
+
+    def lit(self, picture: Array, time: float) -> None:
+        """Light `picture` [H, W, 3] (changed)."""
+        height, width = picture.shape[:2]
+        gain, warmth = exp(self.gain.at(time)), self.warmth.at(time)
+        x = (np.arange(width, dtype=np.float32) + np.float32(0.5)) / width - np.float32(
+            0.4 + self.spot[0].at(time)
+        )
+        y = (np.arange(height, dtype=np.float32) + np.float32(0.5)) / height - np.float32(
+            0.35 + self.spot[1].at(time)
+        )
+        falloff = np.exp(-1.6 * y * y)[:, None] * np.exp(-1.6 * x * x)
+        falloff *= np.float32(self.depth)
+        falloff += np.float32(1.06 - self.depth)
+        picture *= falloff[..., None]
+        picture *= np.array([gain * exp(warmth), gain, gain * exp(-warmth)], np.float32)
+
+
+@dataclass(frozen=True)
+class Actor:
+    """A body in the picture: an object, or something of the foreground (id 0)."""
+
+    body: Body
+    label: int
+    semantic: int
+
+
+class Stage:
+    """Everything of a scene that does not depend on the frame."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self.camera = _camera(scene)
+        self.colours = palette(_stream(scene, "palette"))
+        cast = _objects(scene, self.colours)
+        order = _stream(scene, "depth").permutation(len(cast))
+        front = _occluders(scene, self.colours, [actor.body for actor in cast])
+        self.actors = [cast[i] for i in order] + front  # back to front
+        self.semantic = np.zeros(scene.objects + 1, np.uint8)  # class of every id
+        for actor in cast:
+            self.semantic[actor.label] = actor.semantic
+        self.lamp = _lamp(scene)
+
+    @cached_property
+    def _ground(self) -> tuple[Packed, Affine]:
+        return _ground(self.scene, self.camera, self.colours, self.actors)
+
+    @property
+    def ground(self) -> Packed:
+        """The ground's picture."""
+        return self._ground[0]
+
+    @property
+    def to_texels(self) -> Affine:
+        """World to the ground's texel coordinates."""
+        return self._ground[1]
+
+
+def _stream(scene: Scene, *name: str | int) -> np.random.Generator:
+    """Random numbers of their own for every use, so that one never shifts another."""
+    key = [n if isinstance(n, int) else int.from_bytes(n.encode(), "big") for n in name]
+    return np.random.default_rng([scene.seed, *key])
+
+
+def _camera(scene: Scene) -> Camera:
+    rng = _stream(scene, "camera")
+    much = scene.camera
+    pan = Sway.random(rng, 0.13 * much, (3, 7)), Sway.random(rng, 0.07 * much, (3, 7))
+    zoom, roll = Sway.random(rng, 0.07 * much, (3, 8)), Sway.random(rng, 0.03 * much, (3, 8))
+    return Camera((scene.height, scene.width), pan, zoom, roll)
+
+
+def _lamp(scene: Scene) -> Lamp:
+    rng = _stream(scene, "lamp")
+    much = scene.light
+    spot = Sway.random(rng, 0.25 * much, (2, 6)), Sway.random(rng, 0.2 * much, (2, 6))
+    return Lamp(
+        Sway.random(rng, 0.13 * much, (1.5, 5)),
+        Sway.random(rng, 0.05 * much, (2, 6)),
+        spot,
+        0.35 * min(much, 1.5),
+    )
+
+
+# ----------------------------------------------------------------------------------------- objects
+
+
+def _objects(scene: Scene, colours: Sequence[Colour]) -> list[Actor]:
+    rng = _stream(scene, "objects")
+    scale = float(np.clip(0.36 / sqrt(scene.objects), 0.05, 0.21))
+    starts = _spread(rng, scene, scene.objects, 0.75 * scale)
+    models = scene.objects - scene.lookalikes
+    kinds = [scene.kinds[i] for i in _deal(rng, len(scene.kinds), models)]
+    sizes = [scale * float(rng.uniform(0.85, 1.15)) for _ in range(models)]
+    texels = 1.25 * min(scene.height, scene.width)
+    looks = [
+        creatures.build(kind, _stream(scene, "looks", i), _coat(rng, colours), texels * sizes[i])
+        for i, kind in enumerate(kinds)
+    ]
+    actors = []
+    for index, start in enumerate(starts):
+        model = index % models
+        moves = _stream(scene, "moves", index)
+        far = _far(moves, scene, index, starts, sizes[model])
+        body = _body(moves, scene, kinds[model], looks[model], sizes[model], start, far)
+        actors.append(Actor(body, index + 1, SEMANTIC[kinds[model]]))
+    return actors
+
+
+def _coat(rng: np.random.Generator, colours: Sequence[Colour]) -> list[Colour]:
+    """The scene's colours in another order, drawn towards a colour of the object's own."""
+    own = colorsys.hsv_to_rgb(
+        float(rng.random()), float(rng.uniform(0.45, 0.9)), float(rng.uniform(0.5, 1.0))
+    )
+    first, second, third = rng.permutation(4)[:3].tolist()
+    mixed = [_between(colours[first], own, OWN), _between(colours[second], own, OWN / 3), colours[third]]
+    return [*mixed, colours[3], _between(colours[4], own, OWN / 2), colours[5]]
+
+
+def _between(one: Colour, other: Colour, weight: float) -> Colour:
+    r, g, b = ((1 - weight) * a + weight * c for a, c in zip(one, other, strict=True))
+    return r, g, b
+
+
+def _deal(rng: np.random.Generator, kinds: int, count: int) -> list[int]:
+    """`count` of `kinds`, none again before all have been dealt."""
+    return np.concatenate([rng.permutation(kinds) for _ in range(-(-count // kinds))])[:count].tolist()
+
+
+def _spread(rng: np.random.Generator, scene: Scene, count: int, margin: float) -> list[tuple[float, float]]:
+    """Places in view, far from each other: each the best of many random ones."""
+    half = np.maximum(np.array(scene.aspect) - 1.2 * margin, 0.02)
+    chosen = [rng.uniform(-half, half)]
+    for _ in range(count - 1):
+        trial = rng.uniform(-half, half, (40, 2))
+        chosen.append(trial[np.linalg.norm(trial[:, None] - np.array(chosen), axis=2).min(1).argmax()])
+    return [(float(x), float(y)) for x, y in chosen]
+
+
+def _far(
+    rng: np.random.Generator, scene: Scene, index: int, starts: Sequence[tuple[float, float]], size: float
+) -> tuple[float, float]:
+    """Where a path turns: out of view, across another object, or somewhere in view."""
+    half_x, half_y = scene.aspect
+    x, y = starts[index]
+    way = (index + scene.seed) % 3
+    if way == 0:
+        side = 1.0 if x > 0 else -1.0
+        return side * (half_x + 2.2 * size + 0.15), float(
+            np.clip(y + rng.uniform(-0.3, 0.3), -half_y, half_y)
+        )
+    if way == 1 and len(starts) > 1:
+        other = starts[(index + 1) % len(starts)]
+        reach = float(rng.uniform(1.1, 1.5))
+        return x + reach * (other[0] - x), y + reach * (other[1] - y)
+    return float(rng.uniform(-half_x, half_x)), float(rng.uniform(-half_y, half_y))
+
+
+def _body(
+    rng: np.random.Generator,
+    scene: Scene,
+    kind: str,
+    parts: tuple[Part, ...],
+    scale: float,
+    start: tuple[float, float],
+    far: tuple[float, float],
+) -> Body:
+    gait = KINDS[kind][1]
+    length = hypot(far[0] - start[0], far[1] - start[1])
+    speed = float(rng.uniform(0.22, 0.42))  # short sides per second, on average
+    slender = {"heading": (0.5, 0.8), "upright": (0.0, 0.15)}.get(gait, (0.1, 0.5))
+    breadth = float(rng.uniform(*slender) * rng.choice([-1, 1]))
+    wobble = Sway.random(rng, 0.03, (1.5, 3)), Sway.random(rng, 0.0 if gait == "upright" else 0.03, (1.5, 3))
+    path = Path(start, far, breadth, min(pi * speed / max(length, 0.2), 2.6), wobble)
+    turn = Sway.random(rng, {"rock": 0.22, "upright": 0.04}.get(gait, 0.1), (1.5, 3.5))
+    much = scene.deformation
+    return Body(
+        parts=parts,
+        path=path,
+        gait=gait,
+        scale=scale,
+        mirrored=gait in ("rock", "upright") and far[0] < start[0],
+        rate=float(rng.uniform(5, 9)),
+        turn=turn,
+        breath=Sway.random(rng, 0.09 * much, (2, 5)),
+        squash=Sway.random(rng, 0.07 * much, (0.8, 2)),
+        waves=tuple(_wave(rng, axis, much * (0.4 if gait == "upright" else 1.0)) for axis in (1, 0, 1)),
+    )
+
+
+def _wave(rng: np.random.Generator, axis: int, much: float) -> Wave:
+    number = float(rng.uniform(1.5, 3.2))
+    size = float(rng.uniform(0.08, 0.2)) * much / number
+    return Wave(
+        axis, size, number, float(rng.uniform(2, 6) * rng.choice([-1, 1])), float(rng.uniform(0, 2 * pi))
+    )
+
+
+# -------------------------------------------------------------------------------------- foreground
+
+
+def _occluders(scene: Scene, colours: Sequence[Colour], bodies: Sequence[Body]) -> list[Actor]:
+    """Trunks and bushes that stand where no object starts."""
+    rng = _stream(scene, "occluders")
+    half_x, half_y = scene.aspect
+    taken = [b.path.start[0] for b in bodies]
+    actors = []
+    for index in range(scene.occluders):
+        trial = rng.uniform(-0.9 * half_x, 0.9 * half_x, 40)
+        x = float(trial[np.abs(trial[:, None] - np.array(taken)).min(1).argmax()])
+        taken.append(x)
+        shop = Workshop(
+            _stream(scene, "occluder", index),
+            _coat(rng, colours),
+            "fur",
+            0.3 * min(scene.height, scene.width),
+        )
+        tall = 2.6 * half_y
+        if rng.random() < 0.5:
+            y, size = 0.0, _trunk(shop, tall / 0.3)
+        else:
+            y, size = half_y, _bush(shop)
+        still = Sway(0.0, 1.0, 0.0)
+        body = Body(
+            tuple(shop.parts), Path((x, y), (x, y), 0.0, 0.0, (still, still)), "upright", 0.3, False, 2.0,
+            replace(Sway.random(rng, 0.015, (2, 5))), still, still, (_wave(rng, 0, 0.3),), parallax=1.12,
+        )  # fmt: skip
+        actors.append(Actor(body, 0, 0))
+    return actors
+
+
+def _trunk(shop: Workshop, tall: float) -> float:
+    wide = float(shop.rng.uniform(0.28, 0.4))
+    shop.add(
+        creatures.box(9),
+        (wide, tall / 2),
+        paint=shop.dark if shop.rng.random() < 0.4 else shop.coat,
+        relief=0.9,
+        gloss=0.05,
+    )
+    for _ in range(3):
+        y, side = float(shop.rng.uniform(-1.5, 1.2)), float(shop.rng.choice([-1, 1]))
+        shop.add(
+            creatures.furry(shop.rng, creatures.blob(shop.rng, 0.2), 0.2),
+            (0.34, 0.24),
+            (side * wide, y),
+            (side * 0.15, 0),
+            paint=shop.trim,
+            swing=0.1,
+        )
+    return wide
+
+
+def _bush(shop: Workshop) -> float:
+    for x, y, size in (
+        (-0.6, 0.1, 0.5),
+        (0.65, 0.15, 0.5),
+        (0.0, -0.1, 0.75),
+        (-0.35, -0.5, 0.45),
+        (0.3, -0.65, 0.5),
+        (0.0, -1.05, 0.4),
+    ):
+        tufts = creatures.furry(shop.rng, creatures.blob(shop.rng, 0.25), 0.3)
+        paint = shop.trim if shop.rng.random() < 0.6 else shop.coat
+        shop.add(
+            tufts, (size, size * 0.9), (x, y), paint=paint, swing=0.06, phase=x * 3, relief=0.75, gloss=0.05
+        )
+    return 1.1
+
+
+# ------------------------------------------------------------------------------------------ ground
+
+
+def _ground(
+    scene: Scene, camera: Camera, colours: Sequence[Colour], actors: Sequence[Actor]
+) -> tuple[Packed, Affine]:
+    """The picture of all ground that the camera can see, and the way from world units to its texels."""
+    rng = _stream(scene, "ground")
+    density = float(min(scene.height, scene.width))
+    half_x, half_y = (r + 2 / density for r in camera.reach)
+    columns, rows = int(2 * half_x * density) + 2, int(2 * half_y * density) + 2
+    xs = (np.arange(columns, dtype=np.float32) + np.float32(0.5)) / np.float32(density) - np.float32(half_x)
+    ys = (np.arange(rows, dtype=np.float32) + np.float32(0.5)) / np.float32(density) - np.float32(half_y)
+    picture = paint_ground(
+        str(rng.choice(list(scene.grounds))), _stream(scene, "ground noise"), xs, ys, colours
+    )
+    picture *= 255
+    to_pixels = affine(0.0, density, density, (half_x * density, half_y * density))
+    _scatter(scene, picture, to_pixels, (half_x, half_y), colours, actors)
+    picture *= np.float32(1 / 255)
+    to_pixels[:, 2] -= 0.5  # texel centres are at whole numbers for `look_up`
+    return pack(picture), to_pixels
+
+
+def _scatter(
+    scene: Scene,
+    picture: Array,
+    to_pixels: Affine,
+    half: tuple[float, float],
+    colours: Sequence[Colour],
+    actors: Sequence[Actor],
+) -> None:
+    """Paint small still things on the ground: half of them shrunken objects, half fruits, leaves and stones."""
+    rng = _stream(scene, "clutter")
+    frame = Box(0, picture.shape[0], 0, picture.shape[1])
+    objects = [actor.body for actor in actors if actor.label]
+    size = objects[0].scale
+    texels = 0.7 * min(scene.height, scene.width) * size
+    small = [
+        creatures.build(kind, _stream(scene, "clutter", i), _coat(rng, colours), texels)
+        for i, kind in enumerate(("leaf", "fruit", "ball", "starfish", "leaf", "fruit"))
+    ]
+    for index in range(scene.clutter):
+        parts = objects[index % len(objects)].parts if index % 2 else small[index // 2 % len(small)]
+        scale = size * float(rng.uniform(0.3, 0.62))
+        at = affine(
+            float(rng.uniform(-pi, pi)),
+            scale,
+            scale,
+            (rng.uniform(-half[0], half[0]), rng.uniform(-half[1], half[1])),
+        )
+        _stamp(picture, frame, parts, at, to_pixels)
+
+
+def _stamp(picture: Array, frame: Box, parts: tuple[Part, ...], at: Affine, to_pixels: Affine) -> None:
+    pose = Pose(compose(to_pixels, at), joints(parts, 0.0, 0.0), ())
+    still = Sway(0.0, 1.0, 0.0)
+    body = Body(
+        parts, Path((0, 0), (0, 0), 0, 0, (still, still)), "upright", 1.0, False, 0.0, still, still, still, ()
+    )
+    box = box_around(pose.contours(parts)) & frame
+    if box.empty:
+        return
+    cast_shadow(picture, body, pose, 0.3)
+    layer = draw(body, pose, box)
+    lay_over(picture[box.within(frame)], layer)
+
+
+def lay_over(picture: Array, layer: npt.NDArray[np.float32]) -> None:
+    """Put a layer of `draw` over `picture` [h, w, 3] (changed)."""
+    picture *= 1 - layer[..., 3:] / 255
+    picture += np.minimum(layer[..., :3], layer[..., 3:])
