@@ -34,10 +34,10 @@ class Zooms:
     height: Int64[Tensor, " b"]  # h' = int(s H)
     width: Int64[Tensor, " b"]  # w' = int(s W)
 
-    def part(self, start: int, stop: int) -> Zooms:
-        """Those of images start, ..., stop-1."""
+    def __getitem__(self, part: slice) -> Zooms:
+        """Those of a part of the images."""
         fields = (self.flip, self.scale, self.top, self.left, self.height, self.width)
-        return Zooms(self.size, *(values[start:stop] for values in fields))
+        return Zooms(self.size, *(values[part] for values in fields))
 
     def matrices(self) -> tuple[Float[Tensor, "b 2 3"], Float[Tensor, "b 2 3"]]:
         """(first view to second, second to first), see `zoom_matrices`."""
