@@ -214,7 +214,8 @@ def _encoder_of(checkpoint: Checkpoint, name: str, positions: Positions, std: St
     if checkpoint.family == "resnet50":
         network = resnet50_stride16()
     else:
-        network = resnet18_stride8("reflect" if checkpoint.layout == "CRW" else "zeros")
+        padding: Literal["zeros", "reflect"] = "reflect" if checkpoint.layout == "CRW" else "zeros"
+        network = resnet18_stride8(padding, width=len(checkpoint.state["conv1.weight"]))
         if not any(key.startswith("layer4.") for key in checkpoint.state):
             del network.layer4  # CRW ends at layer3
     load_strictly(network, checkpoint.state, origin)

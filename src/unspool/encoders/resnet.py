@@ -18,13 +18,16 @@ from unspool.errors import UsageError
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
-def resnet18_stride8(padding: Literal["zeros", "reflect"] = "zeros") -> ResNet:
+def resnet18_stride8(padding: Literal["zeros", "reflect"] = "zeros", width: int = 64) -> ResNet:
     """Torchvision's ResNet-18 with every stride of layer3 and layer4 set to 1, without its classifier.
 
-    `padding="reflect"` is CRW's `scratch` encoder. Initialised by torch's generator as torchvision does.
+    `padding="reflect"` is CRW's `scratch` encoder; `width`: channels of the first stage, the last has eight
+    times as many. Initialised by torch's generator as torchvision does.
     Source: DUL models/resnet18.py; CRW code/resnet.py.
     """
     network = resnet18()
+    if width != 64:
+        _narrow(network, width / 64)
     for stage in (network.layer3, network.layer4):
         for module in stage.modules():
             if isinstance(module, nn.Conv2d):
@@ -33,6 +36,21 @@ def resnet18_stride8(padding: Literal["zeros", "reflect"] = "zeros") -> ResNet:
         if isinstance(module, nn.Conv2d) and module.padding != (0, 0):
             module.padding_mode = padding
     return _without_classifier(network)
+
+
+def _narrow(network: nn.Module, share: float) -> None:
+    """Every layer anew with this share of its channels, those of the image excepted."""
+    for parent in list(network.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, nn.BatchNorm2d):
+                setattr(parent, name, nn.BatchNorm2d(round(share * layer.num_features)))
+            elif isinstance(layer, nn.Conv2d):
+                entering = layer.in_channels if layer.in_channels == 3 else round(share * layer.in_channels)
+                leaving = round(share * layer.out_channels)
+                (kernel, _), (stride, _), padding = layer.kernel_size, layer.stride, layer.padding
+                narrow = nn.Conv2d(entering, leaving, kernel, stride, padding, bias=False)  # type: ignore[arg-type]
+                nn.init.kaiming_normal_(narrow.weight, mode="fan_out", nonlinearity="relu")
+                setattr(parent, name, narrow)
 
 
 def resnet50_stride16() -> ResNet:
