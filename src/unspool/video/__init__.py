@@ -89,7 +89,8 @@ class Video:
     def close(self) -> None:
         """Close the file and end the threads of iterations that are not finished."""
         for frames in list(self._running):
-            frames.close()
+            with contextlib.suppress(ValueError):  # another thread is inside; it ends with its reader
+                frames.close()
         self._reader.close()
 
     def __enter__(self) -> Video:
