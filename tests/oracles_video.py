@@ -57,13 +57,13 @@ def _write_tone(output, stream, seconds):
     output.mux(stream.encode(None))
 
 
-def remux(source, target, *, shift=Fraction(0), keep=lambda number: True, rotation=None):
-    """The same packets in another file: shifted in time, some left out, or with a display rotation."""
+def remux(source, target, *, shift=Fraction(0), keep=lambda number: True, rotation=None, mirror=False):
+    """The same packets in another file: later, some left out, or with a display rotation, then a mirror."""
     with av.open(str(source)) as given, av.open(str(target), "w") as output:
         stream = given.streams.video[0]
         copy = output.add_stream_from_template(stream)
         if rotation is not None:
-            copy.set_display_rotation(rotation)
+            copy.set_display_rotation(rotation, hflip=mirror)
         for number, packet in enumerate(p for p in given.demux(stream) if p.size):
             if keep(number):
                 move = round(shift / packet.time_base)

@@ -188,10 +188,12 @@ def test_pixels_that_are_not_square_stay_and_are_told(tmp_path):
     assert video[0].shape == (48, 64, 3)
 
 
-@pytest.mark.parametrize(("tag", "turns"), [(90, 1), (180, 2), (270, 3)])
-def test_a_rotated_video_equals_one_whose_pixels_were_turned(clip, tmp_path, tag, turns):
-    path = oracle.remux(clip, tmp_path / "turned.mp4", rotation=tag)
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize(("tag", "turns"), [(0, 0), (90, 1), (180, 2), (270, 3)])
+def test_a_rotated_video_equals_one_whose_pixels_were_turned(clip, tmp_path, tag, turns, mirror):
+    path = oracle.remux(clip, tmp_path / "turned.mp4", rotation=tag, mirror=mirror)
     upright = [np.rot90(image, turns) for image in oracle.decode(clip)[0]]
+    upright = [image[:, ::-1] if mirror else image for image in upright]
     video = open_video(path)
     assert (video.height, video.width) == upright[0].shape[:2]
     for got, expected in zip(video, upright, strict=True):
@@ -361,6 +363,21 @@ def test_only_so_many_frames_are_decoded_ahead(clip, monkeypatch):
         threading.Event().wait(0.01)
     assert len(made) <= 4  # one given, two ready, one in hand
     frames.close()
+
+
+def resident_megabytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_memory_does_not_grow_with_the_video(tmp_path):
+    frames = oracle.moving_frames(20) * 150
+    path = oracle.encode(tmp_path / "long.mp4", frames, options={"preset": "ultrafast"}, gop=50)
+    for index, _ in enumerate(open_video(path)):
+        if index == 500:
+            start = resident_megabytes()
+    assert index == 2999
+    assert resident_megabytes() - start < 10
 
 
 def test_without_decode_ahead_there_is_no_thread(clip):

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from unspool.encoders import Encoder, load_encoder
     from unspool.masks import read_mask, write_mask
     from unspool.rendered import render
-    from unspool.track import track
+    from unspool.tracking import track
     from unspool.video import Video, VideoWriter, open_video
 
 __version__ = "0.1.0"
 
-_HOME = {
+_HOME = {  # never the name of a module of ours: importing it would hide the function
     "Encoder": "unspool.encoders",
     "Video": "unspool.video",
     "VideoWriter": "unspool.video",
@@ -39,7 +39,7 @@ _HOME = {
     "open_video": "unspool.video",
     "read_mask": "unspool.masks",
     "render": "unspool.rendered",
-    "track": "unspool.track",
+    "track": "unspool.tracking",
     "write_mask": "unspool.masks",
 }
 

@@ -91,7 +91,7 @@ def _parse_single(text: str) -> Json:
 
 
 def _merge(merged: Json, table: Json, origin: str) -> None:
-    from unspool.track import Tracking  # noqa: PLC0415 (torch only when work starts)
+    from unspool.tracking import Tracking  # noqa: PLC0415 (torch only when work starts)
 
     own = {f.name for f in fields(Settings)} - {"tracking"}
     of_preset = {f.name for f in fields(Tracking)}
@@ -112,7 +112,7 @@ def _merge(merged: Json, table: Json, origin: str) -> None:
 
 def _tracking_record(settings: Settings) -> Json:
     """The preset with all overrides, spelt out; what `run.json` records and a rerun compares."""
-    from unspool.track import tracking_preset, with_settings  # noqa: PLC0415
+    from unspool.tracking import tracking_preset, with_settings  # noqa: PLC0415
 
     how = with_settings(tracking_preset(settings.preset), settings.tracking)
     if settings.resolution is not None:
@@ -182,7 +182,7 @@ def track_video(job: TrackJob, report: Report, stop: Stop) -> Json:
 
 
 def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warnings.WarningMessage]) -> Json:
-    from unspool.track import Timings, Tracking, given_masks, track_frames, with_settings  # noqa: PLC0415
+    from unspool.tracking import Timings, Tracking, given_masks, track_frames, with_settings  # noqa: PLC0415
 
     started = perf_counter()
     encoder, timings = _encoder_of(job.settings), Timings()
@@ -425,7 +425,7 @@ def _tracking_plan(
 
 def _estimate(settings: Settings, tracking: Json, jobs: Sequence[TrackJob]) -> str:
     """Frames, time and peak memory in one line: one frame is encoded, the rest is arithmetic."""
-    from unspool.track import Tracking, cost, with_settings  # noqa: PLC0415
+    from unspool.tracking import Tracking, cost, with_settings  # noqa: PLC0415
 
     how = with_settings(Tracking(), tracking)
     frames, seconds, memory = 0, 0.0, 0

@@ -1,11 +1,14 @@
 """Golden recordings: `$UNSPOOL_GOLDEN` (default `tests/golden`), one npz per recording."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the oracles
 
 Recording = dict[str, np.ndarray]
 

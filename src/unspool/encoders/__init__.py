@@ -230,7 +230,7 @@ def _encoder_of(checkpoint: Checkpoint, name: str, positions: Positions, std: St
 def _vit_of(checkpoint: Checkpoint, name: str, positions: Positions, std: Std) -> nn.Module:
     architecture = vit_architecture(checkpoint.state)
     expected = MODELS[name].timm.split(".")[0] if name in MODELS else architecture
-    if expected != architecture:
+    if not architecture.startswith(expected):
         raise WeightsError(f"{checkpoint.path}: holds a {architecture}, but '{name}' is a {expected}")
     network = build_vit(architecture, depth=depth_of(checkpoint.state))
     state = as_timm(checkpoint.state, network, architecture)

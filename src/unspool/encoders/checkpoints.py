@@ -148,7 +148,7 @@ def vit_architecture(state: State) -> str:
     size = {192: "tiny", 384: "small", 768: "base", 1024: "large"}.get(dim)
     registers = any(k in state for k in ("register_tokens", "reg_token", "storage_tokens"))
     if size and patch == 16 and "pos_embed" not in state:
-        return f"vit_{size}_patch16_dinov3"
+        return f"vit_{size}_patch16_dinov3" + ("_qkvb" if "blocks.0.attn.qkv.bias" in state else "")
     if size and patch == 14:
         return f"vit_{size}_patch14_reg4_dinov2" if registers else f"vit_{size}_patch14_dinov2"
     if size and patch in (8, 16):
@@ -162,15 +162,22 @@ def depth_of(state: State) -> int:
 
 
 def as_timm(state: State, network: Any, architecture: str) -> State:
-    """Meta's names of DINOv2 and DINOv3 as timm's; other ViTs have them already."""
-    from timm.models import eva, vision_transformer  # noqa: PLC0415
+    """Meta's names of DINOv2 and DINOv3 as timm's; other ViTs have them already.
 
-    state = {k: v for k, v in state.items() if not k.endswith("bias_mask") and k != "mask_token"}
-    if architecture.endswith("dinov3"):
+    With registers, timm keeps the position of the class token inside the class token.
+    """
+    if "dinov3" in architecture:
+        from timm.models import eva  # noqa: PLC0415
+
         return dict(eva.checkpoint_filter_fn(state, network))
-    if architecture.endswith("dinov2") and "register_tokens" in state:
-        return dict(vision_transformer.checkpoint_filter_fn(state, network))
-    return state
+    renamed = {
+        ("reg_token" if k == "register_tokens" else k): v for k, v in state.items() if k != "mask_token"
+    }
+    table = renamed.get("pos_embed")
+    if network.no_embed_class and table is not None and table.shape[1] == network.pos_embed.shape[1] + 1:
+        renamed["cls_token"] = renamed["cls_token"] + table[:, :1]
+        renamed["pos_embed"] = table[:, 1:]
+    return renamed
 
 
 def load_strictly(network: nn.Module, state: State, origin: str) -> None:

@@ -6,7 +6,7 @@ Frame t is a function of (scene, t) alone: any order, any number of workers, the
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import count
 from math import ceil
@@ -15,18 +15,19 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from unspool.rendered.drawing import Box, box_around, cast_shadow, draw, draw_ground, owners
-from unspool.rendered.motion import Pose, compose, inverse
-from unspool.rendered.stage import Actor, Scene, Stage, lay_over
+from unspool.rendered.creatures import SEMANTIC
+from unspool.rendered.drawing import Box, box_around, cast_shadow, draw, draw_ground, lay_over, owners
+from unspool.rendered.motion import Affine, Points, Pose, compose, inverse
+from unspool.rendered.stage import Actor, Scene, Stage
 from unspool.rendered.textures import Array
 
-__all__ = ["RenderedClip", "RenderedFrame", "RenderedVideo", "Scene", "demo_scene", "render"]
+__all__ = ["SEMANTIC", "RenderedClip", "RenderedFrame", "RenderedVideo", "Scene", "demo_scene", "render"]
 
 Image = npt.NDArray[np.uint8]  # [H, W, 3] RGB
 Labels = npt.NDArray[np.uint8]  # [H, W]
 
-SMEAR = 1.6  # px that anything may move between two exposures that are averaged
-EXPOSURES = 7  # at most, in one frame
+SMEAR = 2.2  # px that anything may move between two exposures that are averaged
+EXPOSURES = 5  # at most, in one frame
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +109,7 @@ class RenderedClip:
         return RenderedVideo(self)
 
     def labels(self, index: int) -> Labels:
-        """[H, W] ids of frame `index`, 0 for the ground and the foreground; several times faster than the frame."""
+        """[H, W] ids of frame `index`, 0 elsewhere; many times faster than the frame."""
         return self._truth(self._checked(index)).labels
 
     def visibility(self, index: int) -> Array:
@@ -122,13 +123,13 @@ class RenderedClip:
         for actor in self.stage.actors:
             self._put(picture, actor, t)
         self.stage.lamp.lit(picture, self._seconds(t))
+        image = picture[..., :3]
         if self.scene.grain:
             rng = np.random.default_rng([self.scene.seed, t])
-            noise = rng.standard_normal(picture.shape, np.float32)
+            noise = rng.standard_normal(image.shape, np.float32)
             noise *= np.float32(self.scene.grain)
-            picture += noise
-        np.clip(picture, 0, 255, out=picture)
-        return np.rint(picture, out=picture).astype(np.uint8)
+            image = np.add(image, noise, out=noise)
+        return np.rint(np.clip(image, 0, 255)).astype(np.uint8)
 
     # -------------------------------------------------------------------------------------- picture
 
@@ -147,44 +148,41 @@ class RenderedClip:
             self.scene.motion * seconds, self.stage.camera.view(seconds, actor.body.parallax)
         )
 
-    def _view(self, t: float) -> npt.NDArray[np.float64]:
+    def _view(self, t: float) -> Affine:
         return self.stage.camera.view(self._seconds(t))
 
-    def _exposures(self, t: int, smear: float) -> npt.NDArray[np.float64]:
+    def _exposures(self, t: int, smear: float) -> list[float]:
         """Frame times that are averaged where things move `smear` px while the shutter is open."""
         number = min(EXPOSURES, max(1, ceil(smear / SMEAR)))
-        return t + self.scene.shutter * ((np.arange(number) + 0.5) / number - 0.5)
+        return [t + self.scene.shutter * ((i + 0.5) / number - 0.5) for i in range(number)]
 
     def _ground(self, t: int) -> Array:
-        half, corners = (
-            self.scene.shutter / 2,
-            np.array([[x, y, 1.0] for x in (-0.5, 0.5) for y in (-0.5, 0.5)]),
-        )
-        smear = np.abs(corners @ (self._view(t + half) - self._view(t - half)).T).max()
-        total: Array | None = None
-        times = self._exposures(t, float(smear))
+        """[H, W, 4] the ground alone, 0..255."""
+        half = self.scene.shutter / 2
+        opened, closed = (np.array(self._view(at)).reshape(2, 3) for at in (t - half, t + half))
+        corners = np.array([[x, y, 1.0] for x in (-0.5, 0.5) for y in (-0.5, 0.5)])
+        times = self._exposures(t, float(np.abs(corners @ (closed - opened).T).max()))
+        total = np.zeros((self.scene.height, self.scene.width, 4), np.float32)
         for time in times:
-            to_texels = compose(self.stage.to_texels, inverse(self._view(time)))
-            picture = draw_ground(self.stage.ground, to_texels, self._frame)
-            total = picture if total is None else np.add(total, picture, out=total)
-        assert total is not None
-        return total[..., :3] / np.float32(len(times))
+            total += draw_ground(
+                self.stage.ground, compose(self.stage.to_texels, inverse(self._view(time))), self._frame
+            )
+        total *= np.float32(1 / len(times))
+        return total
 
     def _put(self, picture: Array, actor: Actor, t: int) -> None:
         """Lay the actor, blurred by its motion, and its shadow over `picture` (changed)."""
         half = self.scene.shutter / 2
-        parts = actor.body.parts
-        opened, closed = (self._pose(actor, at).contours(parts) for at in (t - half, t + half))
+        opened, closed = (self._pose(actor, at).contours for at in (t - half, t + half))
         times = self._exposures(t, float(np.abs(closed - opened).max()))
         poses = [self._pose(actor, time) for time in times]
-        middle = poses[len(poses) // 2]
-        cast_shadow(picture, actor.body, middle, 0.42)
-        box = box_around(np.stack([p.contours(parts) for p in poses])) & self._frame
+        cast_shadow(picture, poses[len(poses) // 2], 0.42)
+        box = box_around(np.stack([opened, closed, *(pose.contours for pose in poses)])) & self._frame
         if box.empty:
             return
-        layer = draw(actor.body, poses[0], box)
+        layer = draw(poses[0], box)
         for pose in poses[1:]:
-            layer += draw(actor.body, pose, box)
+            layer += draw(pose, box)
         layer *= np.float32(1 / len(poses))
         lay_over(picture[box.within(self._frame)], layer)
 
@@ -192,18 +190,18 @@ class RenderedClip:
 
     def _truth(self, t: int) -> _Truth:
         shape = self.scene.height, self.scene.width
-        actors, parts = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+        actors, parts = np.zeros(shape, np.uint16), np.zeros(shape, np.uint8)
         area = np.ones(self.scene.objects + 1)
         for number, actor in enumerate(self.stage.actors, start=1):
             pose = self._pose(actor, t)
-            box = box_around(pose.contours(actor.body.parts))
+            box = box_around(pose.contours)
             shown = box & self._frame
             if shown.empty:
                 continue
             if not actor.label:
                 box = shown
-            owner = owners(actor.body, pose, box)
-            area[actor.label] = max(1, np.count_nonzero(owner))
+            owner = owners(pose, box)
+            area[actor.label] = max(1, int(np.count_nonzero(owner)))
             owner = owner[shown.within(box)]
             at, inside = shown.within(self._frame), owner > 0
             actors[at][inside] = number
@@ -215,33 +213,30 @@ class RenderedClip:
 
     def _flow(self, t: int, truth: _Truth) -> Array:
         x, y = self._frame.grid
-        (a, b, c), (d, e, f) = compose(self._view(t + 1), inverse(self._view(t)))
+        a, b, c, d, e, f = compose(self._view(t + 1), inverse(self._view(t)))
         flow = np.empty((self.scene.height, self.scene.width, 2), np.float32)
         flow[..., 0] = (a - 1) * x + (b * y + c)[:, None]
         flow[..., 1] = d * x + ((e - 1) * y + f)[:, None]
         for number, actor in enumerate(self.stage.actors, start=1):
             rows, columns = np.nonzero(truth.actors == number)
             if len(rows):
-                here = np.stack([columns, rows], -1) + 0.5
+                here: Points = np.stack([columns, rows], -1) + np.float64(0.5)
                 flow[rows, columns] = self._carried(actor, t, here, truth.parts[rows, columns]) - here
         return flow
 
-    def _carried(
-        self, actor: Actor, t: int, pixels: npt.NDArray[np.float64], parts: Labels
-    ) -> npt.NDArray[np.float64]:
+    def _carried(self, actor: Actor, t: int, pixels: Points, parts: Labels) -> Points:
         """Where the points of the actor at `pixels` [n, 2], on parts 1.. [n], are in frame t + 1."""
         now, then = self._pose(actor, t), self._pose(actor, t + 1)
-        steps = np.stack([compose(b, inverse(a)) for a, b in zip(now.parts, then.parts, strict=True)])[
-            parts - 1
-        ]
-        points = now.object_coordinates(pixels)
-        return then.pixels(np.einsum("nij,nj->ni", steps[..., :2], points) + steps[..., 2])
+        steps = [compose(b, inverse(a)) for a, b in zip(now.to_object, then.to_object, strict=True)]
+        a, b, c, d, e, f = np.array(steps)[parts - 1].T
+        x, y = now.object_points(pixels).T
+        return then.pixels(np.stack([a * x + b * y + c, d * x + e * y + f], -1))
 
 
 @dataclass(frozen=True, eq=False)
 class _Truth:
     labels: Labels  # [H, W]
-    actors: Labels  # [H, W] 1.. from back to front, 0 ground
+    actors: npt.NDArray[np.uint16]  # [H, W] 1.. from back to front, 0 ground
     parts: Labels  # [H, W] 1.. of that actor
     visibility: Array  # [K]
 

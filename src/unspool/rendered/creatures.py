@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ CONTOUR = 40  # points of an outline that stand for it where its extent is asked
 INK: Colour = (0.08, 0.06, 0.07)
 WHITE: Colour = (0.97, 0.96, 0.93)
 
-Affine = npt.NDArray[np.float64]  # [2, 3]: x' = A[:, :2] x + A[:, 2]
+Outline = npt.NDArray[np.float64]  # [BEARINGS] radii over -pi..pi, greatest is 1
 Mark = tuple[float, float, float, float, Colour]  # x, y, half-axes, colour of an ellipse painted on a part
 Gait = Literal["heading", "rock", "spin", "upright"]
 
@@ -30,7 +30,7 @@ Gait = Literal["heading", "rock", "spin", "upright"]
 class Part:
     """A star-shaped piece: what is nearer to its centre than the outline's radius in that direction."""
 
-    radius: npt.NDArray[np.float64]  # [BEARINGS] over -pi..pi, greatest is 1
+    radius: Outline
     size: tuple[float, float]  # half-axes, object units
     paint: Skin
     texels: float  # of its texture, per object unit
@@ -42,14 +42,15 @@ class Part:
     phase: float = 0.0  # rad, of swing and flap
     rolls: bool = False  # turns as a wheel does
     parent: int | None = None  # index of the part on which the joint sits
-    marks: tuple[Mark, ...] = ()
+    marks: Sequence[Mark] = ()
     relief: float = 0.8  # 0 flat .. 1 ball
-    gloss: float = 0.15  # 0..1, strength of the highlight
+    gloss: float = 0.0  # 0..1, strength of the highlight
 
     @cached_property
     def inverse_radius(self) -> Array:
         """[BEARINGS] one over the radius."""
-        return (1 / self.radius).astype(np.float32)
+        inverse: Array = (1 / self.radius).astype(np.float32)
+        return inverse
 
     @cached_property
     def rim(self) -> Array:
@@ -59,7 +60,8 @@ class Part:
         slope *= BEARINGS / (2 * np.pi) / self.radius
         x = (np.cos(theta) + slope * np.sin(theta)) / self.radius / self.size[0]
         y = (np.sin(theta) - slope * np.cos(theta)) / self.radius / self.size[1]
-        return (1 / np.hypot(x, y)).astype(np.float32)
+        rim: Array = (1 / np.hypot(x, y)).astype(np.float32)
+        return rim
 
     @cached_property
     def contour(self) -> npt.NDArray[np.float64]:
@@ -72,28 +74,32 @@ class Part:
     def texture(self) -> Packed:
         """Over -1..1 half-axes in both directions."""
         width, height = (int(np.clip(round(2 * s * self.texels), 6, 512)) for s in self.size)
-        xs = ((np.arange(width, dtype=np.float32) + 0.5) * 2 / width - 1) * np.float32(self.size[0])
-        ys = ((np.arange(height, dtype=np.float32) + 0.5) * 2 / height - 1) * np.float32(self.size[1])
+        xs, ys = (_texel_centres(n, half) for n, half in ((width, self.size[0]), (height, self.size[1])))
         shift = np.float32(self.at[0] + self.offset[0]), np.float32(self.at[1] + self.offset[1])
         picture = self.paint(xs + shift[0], ys + shift[1])
         for x, y, rx, ry, colour in self.marks:
-            reach = np.hypot((xs[None] - x) / rx, (ys[:, None] - y) / ry).astype(np.float32)
+            reach: Array = np.hypot((xs[None] - x) / rx, (ys[:, None] - y) / ry).astype(np.float32)
             picture = mix(picture, colour, 1 - step(reach, 1.0, min(1.0, 1.5 / (self.texels * min(rx, ry)))))
         return pack(picture)
 
 
-def bearings() -> npt.NDArray[np.float64]:
+def _texel_centres(number: int, half: float) -> Array:
+    centres: Array = np.linspace(half / number - half, half - half / number, number, dtype=np.float32)
+    return centres
+
+
+def bearings() -> Outline:
     """[BEARINGS] the angles at which outlines are tabulated: middles of equal steps from -pi to pi."""
-    return (np.arange(BEARINGS) + 0.5) * 2 * np.pi / BEARINGS - np.pi
+    angles: Outline = (np.arange(BEARINGS) + 0.5) * 2 * np.pi / BEARINGS - np.pi
+    return angles
 
 
 # ---------------------------------------------------------------------------------------- outlines
 
-Outline = npt.NDArray[np.float64]
-
 
 def _scaled(radius: Outline) -> Outline:
-    return np.maximum(radius / radius.max(), 0.04)
+    scaled: Outline = np.maximum(radius / radius.max(), 0.04)
+    return scaled
 
 
 def ellipse() -> Outline:
@@ -161,36 +167,10 @@ class Workshop:
         offset: tuple[float, float] = (0.0, 0.0),
         *,
         paint: Skin | None = None,
-        marks: Sequence[Mark] = (),
-        angle: float = 0.0,
-        swing: float = 0.0,
-        flap: float = 0.0,
-        phase: float = 0.0,
-        rolls: bool = False,
-        parent: int | None = None,
-        relief: float = 0.8,
-        gloss: float = 0.15,
+        **more: Any,
     ) -> int:
-        """One more part, in front of the others; its index."""
-        self.parts.append(
-            Part(
-                radius,
-                size,
-                paint or self.coat,
-                self.texels,
-                at,
-                offset,
-                angle,
-                swing,
-                flap,
-                phase,
-                rolls,
-                parent,
-                tuple(marks),
-                relief,
-                gloss,
-            )
-        )
+        """One more part, in front of the others, with more fields of `Part`; its index."""
+        self.parts.append(Part(radius, size, paint or self.coat, self.texels, at, offset, **more))
         return len(self.parts) - 1
 
 
@@ -258,7 +238,7 @@ def fish(shop: Workshop) -> None:
         dorsal, (0.5, 0.36), (-0.05, -0.6 * deep), (-0.1, -0.12), paint=shop.bright, swing=0.12, relief=0.35
     )
     body = spline((0, 1), (35, 0.9), (90, 0.92), (145, 0.9), (180, 1), (215, 0.9), (270, 0.95), (325, 0.9))
-    marks = _eye(0.58, -0.14 * deep, 0.13) + [(0.93, 0.16 * deep, 0.16, 0.03, INK)]
+    marks = [*_eye(0.58, -0.14 * deep, 0.13), (0.93, 0.16 * deep, 0.16, 0.03, INK)]
     shop.add(body, (0.98, deep), marks=marks, gloss=0.4)
     shop.add(dorsal, (0.3, 0.2), (0.12, 0.12), (-0.2, 0.06), paint=shop.trim, swing=0.5, relief=0.4)
 
@@ -268,7 +248,7 @@ def beetle(shop: Workshop) -> None:
     for side in (-1, 1):
         for index, x in enumerate((0.42, 0.0, -0.42)):
             swing = {"angle": side * (1.15 + 0.35 * index), "swing": 0.35, "phase": 2.1 * index + 1.57 * side}
-            shop.add(box(3), (0.42, 0.065), (x, side * 0.3), (0.42, 0), paint=shop.dark, **swing)  # type: ignore[arg-type]
+            shop.add(box(3), (0.42, 0.065), (x, side * 0.3), (0.42, 0), paint=shop.dark, **swing)
         shop.add(
             box(3),
             (0.3, 0.035),
@@ -516,6 +496,50 @@ def turtle(shop: Workshop) -> None:
         marks=_eye(0.1, -0.13, 0.07) + _eye(0.1, 0.13, 0.07),
     )
     shop.add(blob(shop.rng, 0.04), (0.82, 0.7), relief=1.0, gloss=0.35)
+
+
+def trunk(shop: Workshop, tall: float) -> None:
+    """An upright stem with bark, knots and tufts; `tall` is half its height."""
+    wide = float(shop.rng.uniform(0.28, 0.4))
+    bark = skin(shop.rng, (shop.colours[5], shop.colours[4], shop.colours[1]), "fur")
+    knots = [
+        (
+            float(shop.rng.uniform(-0.6, 0.6)) * wide,
+            float(shop.rng.uniform(-1.5, 1.5)),
+            0.08,
+            0.12,
+            shop.colours[5],
+        )
+        for _ in range(4)
+    ]
+    shop.add(box(9), (wide, tall), paint=bark, marks=knots, relief=0.95)
+    for _ in range(3):
+        y, side = float(shop.rng.uniform(-1.5, 1.2)), float(shop.rng.choice([-1, 1]))
+        _foliage(shop, (side * wide, y), 0.36)
+
+
+def bush(shop: Workshop) -> None:
+    """A heap of foliage."""
+    heap = (
+        (-0.6, 0.1, 0.55),
+        (0.65, 0.15, 0.55),
+        (-0.3, -0.55, 0.5),
+        (0.35, -0.6, 0.55),
+        (0.0, -0.1, 0.7),
+        (0.0, -1.0, 0.45),
+    )
+    for x, y, size in heap:
+        _foliage(shop, (x, y), size)
+
+
+def _foliage(shop: Workshop, at: tuple[float, float], size: float) -> None:
+    green = skin(shop.rng, (shop.colours[5], shop.colours[4], shop.colours[1]), "leaves")
+    lobes = int(shop.rng.integers(8, 13))
+    outline = blob(shop.rng, 0.2) * (
+        1 - 0.22 * np.abs(np.sin(lobes / 2 * bearings() + shop.rng.uniform(0, 3)))
+    )
+    wide = size * float(shop.rng.uniform(0.9, 1.2))
+    shop.add(_scaled(outline), (wide, 0.85 * size), at, paint=green, swing=0.07, phase=3 * at[0])
 
 
 KINDS: dict[str, tuple[Callable[[Workshop], None], Gait, tuple[str, ...]]] = {

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from unspool.rendered.textures import Array, Colour, Noise, mix, ramp, step
+from unspool.rendered.textures import Array, Colour, Noise, clamped, mix, ramp, step
 
 Ground = Callable[[Noise, Array, Array, Sequence[Colour]], Array]
 
@@ -21,16 +21,16 @@ def paint_ground(
     broad = noise.fractal(xs - 5, ys + 9, 0.9, 2)
     fine = noise.fractal(xs + 3, ys + 2, 26.0, 2, rough=0.9)
     mean, grey = picture.mean((0, 1)), picture.mean(2, keepdims=True)
-    picture = 0.55 * picture + 0.2 * grey + 0.25 * mean  # quieter than what moves over it
-    picture *= ((0.78 + 0.44 * broad) * (0.8 + 0.4 * fine))[..., None]
-    return np.clip(picture, 0, 1, out=picture)
+    quiet: Array = 0.55 * picture + 0.2 * grey + 0.25 * mean  # than what moves over it
+    quiet *= ((0.78 + 0.44 * broad) * (0.8 + 0.4 * fine))[..., None]
+    return clamped(quiet)
 
 
 def _meadow(noise: Noise, xs: Array, ys: Array, colours: Sequence[Colour]) -> Array:
     patches = noise.fractal(xs, ys, 2.5, 4)
     blades = noise.fractal(xs + 4, ys, 34.0, 3, stretch=6, rough=0.8)
     picture = ramp(
-        np.clip(0.15 + 0.5 * patches + 0.7 * (blades - 0.4), 0, 1),
+        clamped(0.15 + 0.5 * patches + 0.7 * (blades - 0.4)),
         (colours[5], colours[4], colours[0], colours[1]),
     )
     nearest, _, value = noise.cells(xs, ys, 7.0)
@@ -45,12 +45,8 @@ def _bricks(noise: Noise, xs: Array, ys: Array, colours: Sequence[Colour]) -> Ar
     tone = noise.values[(row.astype(np.int64) % 61)[:, None], np.floor(along).astype(np.int64) % 61]
     rough = noise.fractal(xs, ys, 9.0, 4)
     wobble = 0.05 * (rough - 0.5)
-    edge = np.minimum(
-        0.5 - np.abs(along % 1 - 0.5), (7 / 3.2) * 0 + 0.45 * (0.5 - np.abs(ys * 7 % 1 - 0.5))[:, None]
-    )
-    brick = ramp(
-        np.clip(0.8 * tone + 0.35 * (rough - 0.3), 0, 1), (colours[4], colours[0], colours[1], colours[2])
-    )
+    edge = np.minimum(0.5 - np.abs(along % 1 - 0.5), 0.45 * (0.5 - np.abs(ys * 7 % 1 - 0.5))[:, None])
+    brick = ramp(clamped(0.8 * tone + 0.35 * (rough - 0.3)), (colours[4], colours[0], colours[1], colours[2]))
     mortar = ramp(rough, (colours[1], colours[3]))
     return mix(
         mortar, brick * (0.75 + 0.25 * step(edge, 0.09, 0.12))[..., None], step(edge + wobble, 0.035, 0.03)
@@ -82,9 +78,7 @@ def _planks(noise: Noise, xs: Array, ys: Array, colours: Sequence[Colour]) -> Ar
     grain = 0.5 + 0.5 * np.sin(26 * shifted + 3 * tone)
     nearest, _, value = noise.cells(xs * np.float32(0.8), ys, 2.0)
     knot = (1 - step(nearest, 0.1, 0.1)) * (value > 0.6)
-    board = ramp(
-        np.clip(0.55 * grain + 0.6 * tone - 0.1, 0, 1), (colours[4], colours[0], colours[2], colours[1])
-    )
+    board = ramp(clamped(0.55 * grain + 0.6 * tone - 0.1), (colours[4], colours[0], colours[2], colours[1]))
     board = mix(board, colours[5], 0.8 * knot)
     edge = (0.5 - np.abs(ys * 4 % 1 - 0.5))[:, None] + 0 * xs[None]
     return board * (0.25 + 0.75 * step(edge, 0.03, 0.04))[..., None]
@@ -94,7 +88,7 @@ def _pebbles(noise: Noise, xs: Array, ys: Array, colours: Sequence[Colour]) -> A
     nearest, gap, value = noise.cells(xs, ys, 5.0)
     speckle = noise.fractal(xs, ys, 14.0, 3, rough=0.8)
     stone = ramp(
-        np.clip(value + 0.5 * (speckle - 0.5), 0, 1),
+        clamped(value + 0.5 * (speckle - 0.5)),
         (colours[4], colours[0], colours[3], colours[1], colours[2]),
     )
     return mix(
@@ -108,7 +102,7 @@ def _hills(noise: Noise, xs: Array, ys: Array, colours: Sequence[Colour]) -> Arr
     height = (ys[:, None] - 20) + 0.75
     clouds = noise.fractal(xs, ys, 1.4, 5, stretch=0.5)
     picture = mix(
-        ramp(np.clip(height * 0.8 + 0 * xs[None], 0, 1), (colours[1], colours[3])),
+        ramp(clamped(height * 0.8 + 0 * xs[None]), (colours[1], colours[3])),
         colours[3],
         step(clouds, 0.6, 0.25),
     )
@@ -123,9 +117,7 @@ def _hills(noise: Noise, xs: Array, ys: Array, colours: Sequence[Colour]) -> Arr
 def _sand(noise: Noise, xs: Array, ys: Array, colours: Sequence[Colour]) -> Array:
     bend = noise.fractal(xs, ys, 1.3, 4)
     ripple = 0.5 + 0.5 * np.sin(38 * (ys[:, None] + 0.1 * xs[None] + 0.35 * bend))
-    picture = ramp(
-        np.clip(0.55 * ripple + 0.5 * bend, 0, 1), (colours[4], colours[0], colours[1], colours[3])
-    )
+    picture = ramp(clamped(0.55 * ripple + 0.5 * bend), (colours[4], colours[0], colours[1], colours[3]))
     nearest, _, value = noise.cells(xs, ys, 6.0)
     return mix(
         picture,
@@ -138,9 +130,11 @@ def _cloth(noise: Noise, xs: Array, ys: Array, colours: Sequence[Colour]) -> Arr
     weave = 0.5 + 0.5 * np.sin(xs * 190)[None] * np.sin(ys * 190)[:, None]
     across = step(np.sin(xs * 13), 0.2, 0.1)[None] * np.ones_like(ys)[:, None]
     down = step(np.sin(ys * 13), 0.2, 0.1)[:, None] * np.ones_like(xs)[None]
-    thin = np.maximum(step(np.cos(xs * 13), 0.97, 0.02)[None], step(np.cos(ys * 13), 0.97, 0.02)[:, None])
-    picture = ramp(np.clip(0.5 * across + 0.5 * down, 0, 1), (colours[0], colours[1], colours[2]))
-    picture = mix(picture, colours[3], 0.8 * thin)
+    thin: Array = np.maximum(
+        step(np.cos(xs * 13), 0.97, 0.02)[None], step(np.cos(ys * 13), 0.97, 0.02)[:, None]
+    )
+    picture = ramp(clamped(0.5 * across + 0.5 * down), (colours[0], colours[1], colours[2]))
+    picture = mix(picture, colours[3], np.float32(0.8) * thin)
     folds = noise.fractal(xs, ys, 1.6, 3, stretch=2.5)
     return picture * ((0.82 + 0.25 * weave) * (0.7 + 0.6 * folds))[..., None]
 

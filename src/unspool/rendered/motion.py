@@ -7,40 +7,50 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import atan2, cos, exp, pi, sin
+from functools import cached_property
+from math import atan2, cos, exp, pi, sin, sqrt
 
 import numpy as np
 import numpy.typing as npt
 
-from unspool.rendered.creatures import Affine, Gait, Part
+from unspool.rendered.creatures import Gait, Part
 from unspool.rendered.textures import Array
 
 Points = npt.NDArray[np.float64]  # [..., 2]
+Affine = tuple[float, float, float, float, float, float]  # x' = a x + b y + c, y' = d x + e y + f
 
 
 def affine(angle: float, x_scale: float, y_scale: float, at: tuple[float, float]) -> Affine:
     """Scale, then turn, then move."""
     c, s = cos(angle), sin(angle)
-    return np.array([[c * x_scale, -s * y_scale, at[0]], [s * x_scale, c * y_scale, at[1]]])
+    return c * x_scale, -s * y_scale, at[0], s * x_scale, c * y_scale, at[1]
 
 
 def compose(outer: Affine, inner: Affine) -> Affine:
     """First `inner`, then `outer`."""
-    (a, b, c), (d, e, f) = outer.tolist()
-    (p, q, r), (s, t, u) = inner.tolist()
-    return np.array(
-        [
-            [a * p + b * s, a * q + b * t, a * r + b * u + c],
-            [d * p + e * s, d * q + e * t, d * r + e * u + f],
-        ]
+    a, b, c, d, e, f = outer
+    p, q, r, s, t, u = inner
+    return (
+        a * p + b * s,
+        a * q + b * t,
+        a * r + b * u + c,
+        d * p + e * s,
+        d * q + e * t,
+        d * r + e * u + f,
     )
 
 
 def inverse(matrix: Affine) -> Affine:
     """The way back."""
-    (a, b, c), (d, e, f) = matrix.tolist()
+    a, b, c, d, e, f = matrix
     det = a * e - b * d
-    return np.array([[e, -b, b * f - e * c], [-d, a, d * c - a * f]]) / det
+    return e / det, -b / det, (b * f - e * c) / det, -d / det, a / det, (d * c - a * f) / det
+
+
+def unit_length(matrix: Affine) -> float:
+    """Of a unit after the map, averaged over directions: the root of the determinant."""
+    a, b, _, d, e, _ = matrix
+    return sqrt(abs(a * e - b * d))
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,7 @@ class Camera:
         scale = min(height, width) * exp(self.zoom.at(time))
         x, y = (parallax * p.at(time) for p in self.pan)
         turn = affine(self.roll.at(time), scale, scale, (width / 2, height / 2))
-        return compose(turn, np.array([[1.0, 0.0, -x], [0.0, 1.0, -y]]))
+        return compose(turn, (1.0, 0.0, -x, 0.0, 1.0, -y))
 
     @property
     def reach(self) -> tuple[float, float]:
@@ -98,6 +108,12 @@ class Path:
     breadth: float  # minor over major axis, signed: which way round
     rate: float  # rad/s
     wobble: tuple[Sway, Sway]
+
+    @classmethod
+    def standing(cls, at: tuple[float, float]) -> Path:
+        """Of something that stays where it is."""
+        still = Sway(0.0, 1.0, 0.0)
+        return cls(at, at, 0.0, 0.0, (still, still))
 
     def at(self, time: float) -> tuple[float, float]:
         """World position."""
@@ -123,6 +139,11 @@ class Wave:
     number: float  # rad per object unit
     rate: float  # rad/s
     phase: float  # rad
+
+    def shift(self, across: Points) -> Points:
+        """How far a frozen wave moves points along its axis, by their other coordinate."""
+        moved: Points = self.size * np.sin(self.number * across + self.phase)
+        return moved
 
     def frozen(self, time: float) -> Wave:
         """The wave as it stands at `time`: rate 0."""
@@ -153,6 +174,7 @@ class Body:
         own = affine(self._angle(time), scale * squash * flip, scale / squash, at)
         rolled = flip * (at[0] - self.path.start[0]) / self.scale
         return Pose(
+            self.parts,
             compose(view, own),
             joints(self.parts, self.rate * time, rolled),
             tuple(w.frozen(time) for w in self.waves),
@@ -179,22 +201,30 @@ def joints(parts: Sequence[Part], beat: float, rolled: float) -> list[Affine]:
         if part.parent is not None:
             frame = compose(frames[part.parent], frame)
         frames.append(frame)
-        sized = np.array([[part.size[0], 0.0, part.offset[0]], [0.0, part.size[1], part.offset[1]]])
-        placed.append(compose(frame, sized))
+        placed.append(compose(frame, (part.size[0], 0.0, part.offset[0], 0.0, part.size[1], part.offset[1])))
     return placed
 
 
 @dataclass(frozen=True, eq=False)
 class Pose:
-    """A body at one moment: half-axes of a part -> object units -> waves -> pixels."""
+    """Parts at one moment: half-axes of a part -> object units -> waves -> pixels."""
 
-    to_pixels: Affine
-    parts: list[Affine]
-    waves: tuple[Wave, ...]
+    parts: tuple[Part, ...]
+    to_pixels: Affine  # from object units
+    to_object: list[Affine]  # from the half-axes of each part
+    waves: tuple[Wave, ...] = ()
 
-    def object_points(self, x: Array, y: Array) -> tuple[Array, Array]:
+    @cached_property
+    def contours(self) -> Points:
+        """[parts, points, 2] outlines in pixels."""
+        outlines = np.stack([part.contour for part in self.parts])
+        x, y = outlines[..., 0], outlines[..., 1]
+        a, b, c, d, e, f = np.array(self.to_object).T[..., None]
+        return self.pixels(np.stack([a * x + b * y + c, d * x + e * y + f], -1))
+
+    def object_grid(self, x: Array, y: Array) -> tuple[Array, Array]:
         """Of pixel columns `x` [w] and rows `y` [h]: object coordinates [h, w] before the waves."""
-        (a, b, c), (d, e, f) = inverse(self.to_pixels).astype(np.float32)
+        a, b, c, d, e, f = map(np.float32, inverse(self.to_pixels))
         points = [a * x + (b * y + c)[:, None], d * x + (e * y + f)[:, None]]
         for wave in reversed(self.waves):
             shift = points[1 - wave.axis] * np.float32(wave.number)
@@ -204,30 +234,19 @@ class Pose:
             points[wave.axis] -= shift
         return points[0], points[1]
 
-    def object_coordinates(self, pixels: Points) -> Points:
+    def object_points(self, pixels: Points) -> Points:
         """Of pixel coordinates [..., 2]: object coordinates before the waves; the inverse of `pixels`."""
-        matrix = inverse(self.to_pixels)
-        points = [
-            matrix[i, 0] * pixels[..., 0] + matrix[i, 1] * pixels[..., 1] + matrix[i, 2] for i in (0, 1)
-        ]
+        a, b, c, d, e, f = inverse(self.to_pixels)
+        x, y = pixels[..., 0], pixels[..., 1]
+        points = [a * x + b * y + c, d * x + e * y + f]
         for wave in reversed(self.waves):
-            points[wave.axis] = points[wave.axis] - wave.size * np.sin(
-                wave.number * points[1 - wave.axis] + wave.phase
-            )
+            points[wave.axis] = points[wave.axis] - wave.shift(points[1 - wave.axis])
         return np.stack(points, -1)
 
     def pixels(self, points: Points) -> Points:
         """Of object coordinates [..., 2] before the waves: pixel coordinates."""
         moved = [points[..., 0], points[..., 1]]
         for wave in self.waves:
-            moved[wave.axis] = moved[wave.axis] + wave.size * np.sin(
-                wave.number * moved[1 - wave.axis] + wave.phase
-            )
-        (a, b, c), (d, e, f) = self.to_pixels.tolist()
+            moved[wave.axis] = moved[wave.axis] + wave.shift(moved[1 - wave.axis])
+        a, b, c, d, e, f = self.to_pixels
         return np.stack([a * moved[0] + b * moved[1] + c, d * moved[0] + e * moved[1] + f], -1)
-
-    def contours(self, parts: Sequence[Part]) -> Points:
-        """[parts, points, 2] outlines in pixels."""
-        return self.pixels(
-            np.stack([p.contour @ m[:, :2].T + m[:, 2] for p, m in zip(parts, self.parts, strict=True)])
-        )

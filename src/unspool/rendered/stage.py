@@ -1,26 +1,28 @@
-"""From a seed to a stage: who is there, what they look like, where they go, on which ground, in what light."""
+"""From a seed to a stage: who is there, how they look and move, on which ground, in what light."""
 
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from math import exp, hypot, pi, sqrt
 
 import numpy as np
-import numpy.typing as npt
 
 from unspool.errors import UsageError
 from unspool.rendered import creatures
-from unspool.rendered.creatures import KINDS, SEMANTIC, Affine, Part, Workshop
-from unspool.rendered.drawing import Box, box_around, cast_shadow, draw
+from unspool.rendered.creatures import KINDS, SEMANTIC, Part, Workshop
+from unspool.rendered.drawing import Box, box_around, cast_shadow, draw, lay_over
 from unspool.rendered.grounds import GROUNDS, paint_ground
-from unspool.rendered.motion import Body, Camera, Path, Pose, Sway, Wave, affine, compose, joints
+from unspool.rendered.motion import Affine, Body, Camera, Path, Pose, Sway, Wave, affine, compose, joints
 from unspool.rendered.textures import Array, Colour, Packed, pack, palette
 
 OWN = 0.75  # how far an object's base colour is from the scene's palette, 0..1
+TALL = 0.3  # world units per unit of a trunk or bush
+CLUTTER = ("leaf", "fruit", "ball", "starfish", "leaf", "fruit")
+STILL = Sway(0.0, 1.0, 0.0)
 MOST = 254  # objects: their ids are uint8, and 255 means void
 
 
@@ -86,7 +88,7 @@ class Lamp:
     depth: float  # how much darker it is far from the spot, 0..1
 
     def lit(self, picture: Array, time: float) -> None:
-        """Light `picture` [H, W, 3] (changed)."""
+        """Light `picture` [H, W, 4] (changed)."""
         height, width = picture.shape[:2]
         gain, warmth = exp(self.gain.at(time)), self.warmth.at(time)
         x = (np.arange(width, dtype=np.float32) + np.float32(0.5)) / width - np.float32(
@@ -99,7 +101,16 @@ class Lamp:
         falloff *= np.float32(self.depth)
         falloff += np.float32(1.06 - self.depth)
         picture *= falloff[..., None]
-        picture *= np.array([gain * exp(warmth), gain, gain * exp(-warmth)], np.float32)
+        picture *= np.array([gain * exp(warmth), gain, gain * exp(-warmth), 1], np.float32)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What objects that look alike share."""
+
+    kind: str
+    parts: tuple[Part, ...]
+    scale: float  # world units per object unit
 
 
 @dataclass(frozen=True)
@@ -117,29 +128,72 @@ class Stage:
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
         self.camera = _camera(scene)
-        self.colours = palette(_stream(scene, "palette"))
-        cast = _objects(scene, self.colours)
-        order = _stream(scene, "depth").permutation(len(cast))
-        front = _occluders(scene, self.colours, [actor.body for actor in cast])
-        self.actors = [cast[i] for i in order] + front  # back to front
-        self.semantic = np.zeros(scene.objects + 1, np.uint8)  # class of every id
-        for actor in cast:
-            self.semantic[actor.label] = actor.semantic
         self.lamp = _lamp(scene)
-
-    @cached_property
-    def _ground(self) -> tuple[Packed, Affine]:
-        return _ground(self.scene, self.camera, self.colours, self.actors)
-
-    @property
-    def ground(self) -> Packed:
-        """The ground's picture."""
-        return self._ground[0]
+        self.colours = palette(_stream(scene, "palette"))
+        self.objects = _objects(scene, self.colours)
+        front = _occluders(scene, self.colours, [actor.body for actor in self.objects])
+        order = _stream(scene, "depth").permutation(scene.objects)
+        self.actors = [self.objects[i] for i in order] + front  # back to front
+        self.semantic = np.array(
+            [0, *(actor.semantic for actor in self.objects)], np.uint8
+        )  # class of every id
+        self._density = float(min(scene.height, scene.width))  # texels of the ground per world unit
+        self._reach = [r + 2 / self._density for r in self.camera.reach]  # world units that the ground covers
 
     @property
     def to_texels(self) -> Affine:
-        """World to the ground's texel coordinates."""
-        return self._ground[1]
+        """World units to the ground's texel coordinates, in which texel centres are whole numbers."""
+        a, b, c, d, e, f = self._to_ground
+        return a, b, c - 0.5, d, e, f - 0.5
+
+    @property
+    def _to_ground(self) -> Affine:
+        half_x, half_y = self._reach
+        return affine(0.0, self._density, self._density, (half_x * self._density, half_y * self._density))
+
+    @cached_property
+    def ground(self) -> Packed:
+        """All ground that the camera can see, with clutter on it."""
+        xs, ys = (
+            (np.arange(int(2 * r * self._density) + 2, dtype=np.float32) + np.float32(0.5))
+            / np.float32(self._density)
+            - np.float32(r)
+            for r in self._reach
+        )
+        name = str(_stream(self.scene, "ground").choice(self.scene.grounds))
+        picture = np.ones((len(ys), len(xs), 4), np.float32)
+        picture[..., :3] = paint_ground(name, _stream(self.scene, "ground noise"), xs, ys, self.colours)
+        picture *= 255
+        for pose in self._clutter():
+            _stamp(picture, pose)
+        picture *= np.float32(1 / 255)
+        return pack(picture[..., :3])
+
+    def _clutter(self) -> Iterator[Pose]:
+        """Small still things on the ground: half of them shrunken objects, half fruits, leaves and stars."""
+        rng = _stream(self.scene, "clutter")
+        size = self.objects[0].body.scale
+        texels = 0.7 * self._density * size
+        small = [
+            creatures.build(kind, _stream(self.scene, "clutter", i), _coat(rng, self.colours), texels)
+            for i, kind in enumerate(CLUTTER)
+        ]
+        shapes = [shape for a, b in zip(small, self.objects, strict=False) for shape in (a, b.body.parts)]
+        for index in range(self.scene.clutter):
+            chosen = shapes[index % len(shapes)]
+            scale = size * float(rng.uniform(0.3, 0.62))
+            place = float(rng.uniform(-1, 1) * self._reach[0]), float(rng.uniform(-1, 1) * self._reach[1])
+            at = affine(float(rng.uniform(-pi, pi)), scale, scale, place)
+            yield Pose(chosen, compose(self._to_ground, at), joints(chosen, 0.0, 0.0))
+
+
+def _stamp(picture: Array, pose: Pose) -> None:
+    """Paint a still thing with its shadow on `picture` (changed)."""
+    frame = Box(0, picture.shape[0], 0, picture.shape[1])
+    box = box_around(pose.contours) & frame
+    if not box.empty:
+        cast_shadow(picture, pose, 0.3)
+        lay_over(picture[box.within(frame)], draw(pose, box))
 
 
 def _stream(scene: Scene, *name: str | int) -> np.random.Generator:
@@ -175,21 +229,16 @@ def _objects(scene: Scene, colours: Sequence[Colour]) -> list[Actor]:
     rng = _stream(scene, "objects")
     scale = float(np.clip(0.36 / sqrt(scene.objects), 0.05, 0.21))
     starts = _spread(rng, scene, scene.objects, 0.75 * scale)
-    models = scene.objects - scene.lookalikes
-    kinds = [scene.kinds[i] for i in _deal(rng, len(scene.kinds), models)]
-    sizes = [scale * float(rng.uniform(0.85, 1.15)) for _ in range(models)]
-    texels = 1.25 * min(scene.height, scene.width)
-    looks = [
-        creatures.build(kind, _stream(scene, "looks", i), _coat(rng, colours), texels * sizes[i])
-        for i, kind in enumerate(kinds)
-    ]
+    looks = []
+    for index, kind in enumerate(_deal(rng, scene.kinds, scene.objects - scene.lookalikes)):
+        size, coat = scale * float(rng.uniform(0.85, 1.15)), _coat(rng, colours)
+        texels = 1.25 * min(scene.height, scene.width) * size
+        looks.append(Look(kind, creatures.build(kind, _stream(scene, "looks", index), coat, texels), size))
     actors = []
     for index, start in enumerate(starts):
-        model = index % models
-        moves = _stream(scene, "moves", index)
-        far = _far(moves, scene, index, starts, sizes[model])
-        body = _body(moves, scene, kinds[model], looks[model], sizes[model], start, far)
-        actors.append(Actor(body, index + 1, SEMANTIC[kinds[model]]))
+        look, moves = looks[index % len(looks)], _stream(scene, "moves", index)
+        body = _body(moves, scene, look, start, _far(moves, scene, index, starts, look.scale))
+        actors.append(Actor(body, index + 1, SEMANTIC[look.kind]))
     return actors
 
 
@@ -208,9 +257,10 @@ def _between(one: Colour, other: Colour, weight: float) -> Colour:
     return r, g, b
 
 
-def _deal(rng: np.random.Generator, kinds: int, count: int) -> list[int]:
+def _deal(rng: np.random.Generator, kinds: Sequence[str], count: int) -> list[str]:
     """`count` of `kinds`, none again before all have been dealt."""
-    return np.concatenate([rng.permutation(kinds) for _ in range(-(-count // kinds))])[:count].tolist()
+    rounds = -(-count // len(kinds))
+    return [kinds[i] for _ in range(rounds) for i in rng.permutation(len(kinds))][:count]
 
 
 def _spread(rng: np.random.Generator, scene: Scene, count: int, margin: float) -> list[tuple[float, float]]:
@@ -243,31 +293,23 @@ def _far(
 
 
 def _body(
-    rng: np.random.Generator,
-    scene: Scene,
-    kind: str,
-    parts: tuple[Part, ...],
-    scale: float,
-    start: tuple[float, float],
-    far: tuple[float, float],
+    rng: np.random.Generator, scene: Scene, look: Look, start: tuple[float, float], far: tuple[float, float]
 ) -> Body:
-    gait = KINDS[kind][1]
     length = hypot(far[0] - start[0], far[1] - start[1])
     speed = float(rng.uniform(0.22, 0.42))  # short sides per second, on average
+    gait = KINDS[look.kind][1]
     slender = {"heading": (0.5, 0.8), "upright": (0.0, 0.15)}.get(gait, (0.1, 0.5))
     breadth = float(rng.uniform(*slender) * rng.choice([-1, 1]))
     wobble = Sway.random(rng, 0.03, (1.5, 3)), Sway.random(rng, 0.0 if gait == "upright" else 0.03, (1.5, 3))
-    path = Path(start, far, breadth, min(pi * speed / max(length, 0.2), 2.6), wobble)
-    turn = Sway.random(rng, {"rock": 0.22, "upright": 0.04}.get(gait, 0.1), (1.5, 3.5))
     much = scene.deformation
     return Body(
-        parts=parts,
-        path=path,
+        parts=look.parts,
+        path=Path(start, far, breadth, min(pi * speed / max(length, 0.2), 2.6), wobble),
         gait=gait,
-        scale=scale,
+        scale=look.scale,
         mirrored=gait in ("rock", "upright") and far[0] < start[0],
         rate=float(rng.uniform(5, 9)),
-        turn=turn,
+        turn=Sway.random(rng, {"rock": 0.22, "upright": 0.04}.get(gait, 0.1), (1.5, 3.5)),
         breath=Sway.random(rng, 0.09 * much, (2, 5)),
         squash=Sway.random(rng, 0.07 * much, (0.8, 2)),
         waves=tuple(_wave(rng, axis, much * (0.4 if gait == "upright" else 1.0)) for axis in (1, 0, 1)),
@@ -296,133 +338,25 @@ def _occluders(scene: Scene, colours: Sequence[Colour], bodies: Sequence[Body]) 
         x = float(trial[np.abs(trial[:, None] - np.array(taken)).min(1).argmax()])
         taken.append(x)
         shop = Workshop(
-            _stream(scene, "occluder", index),
-            _coat(rng, colours),
-            "fur",
-            0.3 * min(scene.height, scene.width),
+            _stream(scene, "occluder", index), colours, "fur", TALL * min(scene.height, scene.width)
         )
-        tall = 2.6 * half_y
-        if rng.random() < 0.5:
-            y, size = 0.0, _trunk(shop, tall / 0.3)
+        low = bool(rng.random() < 0.5)
+        if low:
+            creatures.bush(shop)
         else:
-            y, size = half_y, _bush(shop)
-        still = Sway(0.0, 1.0, 0.0)
+            creatures.trunk(shop, 1.7 * half_y / TALL)
         body = Body(
-            tuple(shop.parts), Path((x, y), (x, y), 0.0, 0.0, (still, still)), "upright", 0.3, False, 2.0,
-            replace(Sway.random(rng, 0.015, (2, 5))), still, still, (_wave(rng, 0, 0.3),), parallax=1.12,
-        )  # fmt: skip
+            parts=tuple(shop.parts),
+            path=Path.standing((x, half_y if low else 0.0)),
+            gait="rock",
+            scale=TALL,
+            mirrored=False,
+            rate=2.0,
+            turn=Sway.random(rng, 0.015, (2, 5)),
+            breath=STILL,
+            squash=STILL,
+            waves=(_wave(rng, 0, 0.3),),
+            parallax=1.12,
+        )
         actors.append(Actor(body, 0, 0))
     return actors
-
-
-def _trunk(shop: Workshop, tall: float) -> float:
-    wide = float(shop.rng.uniform(0.28, 0.4))
-    shop.add(
-        creatures.box(9),
-        (wide, tall / 2),
-        paint=shop.dark if shop.rng.random() < 0.4 else shop.coat,
-        relief=0.9,
-        gloss=0.05,
-    )
-    for _ in range(3):
-        y, side = float(shop.rng.uniform(-1.5, 1.2)), float(shop.rng.choice([-1, 1]))
-        shop.add(
-            creatures.furry(shop.rng, creatures.blob(shop.rng, 0.2), 0.2),
-            (0.34, 0.24),
-            (side * wide, y),
-            (side * 0.15, 0),
-            paint=shop.trim,
-            swing=0.1,
-        )
-    return wide
-
-
-def _bush(shop: Workshop) -> float:
-    for x, y, size in (
-        (-0.6, 0.1, 0.5),
-        (0.65, 0.15, 0.5),
-        (0.0, -0.1, 0.75),
-        (-0.35, -0.5, 0.45),
-        (0.3, -0.65, 0.5),
-        (0.0, -1.05, 0.4),
-    ):
-        tufts = creatures.furry(shop.rng, creatures.blob(shop.rng, 0.25), 0.3)
-        paint = shop.trim if shop.rng.random() < 0.6 else shop.coat
-        shop.add(
-            tufts, (size, size * 0.9), (x, y), paint=paint, swing=0.06, phase=x * 3, relief=0.75, gloss=0.05
-        )
-    return 1.1
-
-
-# ------------------------------------------------------------------------------------------ ground
-
-
-def _ground(
-    scene: Scene, camera: Camera, colours: Sequence[Colour], actors: Sequence[Actor]
-) -> tuple[Packed, Affine]:
-    """The picture of all ground that the camera can see, and the way from world units to its texels."""
-    rng = _stream(scene, "ground")
-    density = float(min(scene.height, scene.width))
-    half_x, half_y = (r + 2 / density for r in camera.reach)
-    columns, rows = int(2 * half_x * density) + 2, int(2 * half_y * density) + 2
-    xs = (np.arange(columns, dtype=np.float32) + np.float32(0.5)) / np.float32(density) - np.float32(half_x)
-    ys = (np.arange(rows, dtype=np.float32) + np.float32(0.5)) / np.float32(density) - np.float32(half_y)
-    picture = paint_ground(
-        str(rng.choice(list(scene.grounds))), _stream(scene, "ground noise"), xs, ys, colours
-    )
-    picture *= 255
-    to_pixels = affine(0.0, density, density, (half_x * density, half_y * density))
-    _scatter(scene, picture, to_pixels, (half_x, half_y), colours, actors)
-    picture *= np.float32(1 / 255)
-    to_pixels[:, 2] -= 0.5  # texel centres are at whole numbers for `look_up`
-    return pack(picture), to_pixels
-
-
-def _scatter(
-    scene: Scene,
-    picture: Array,
-    to_pixels: Affine,
-    half: tuple[float, float],
-    colours: Sequence[Colour],
-    actors: Sequence[Actor],
-) -> None:
-    """Paint small still things on the ground: half of them shrunken objects, half fruits, leaves and stones."""
-    rng = _stream(scene, "clutter")
-    frame = Box(0, picture.shape[0], 0, picture.shape[1])
-    objects = [actor.body for actor in actors if actor.label]
-    size = objects[0].scale
-    texels = 0.7 * min(scene.height, scene.width) * size
-    small = [
-        creatures.build(kind, _stream(scene, "clutter", i), _coat(rng, colours), texels)
-        for i, kind in enumerate(("leaf", "fruit", "ball", "starfish", "leaf", "fruit"))
-    ]
-    for index in range(scene.clutter):
-        parts = objects[index % len(objects)].parts if index % 2 else small[index // 2 % len(small)]
-        scale = size * float(rng.uniform(0.3, 0.62))
-        at = affine(
-            float(rng.uniform(-pi, pi)),
-            scale,
-            scale,
-            (rng.uniform(-half[0], half[0]), rng.uniform(-half[1], half[1])),
-        )
-        _stamp(picture, frame, parts, at, to_pixels)
-
-
-def _stamp(picture: Array, frame: Box, parts: tuple[Part, ...], at: Affine, to_pixels: Affine) -> None:
-    pose = Pose(compose(to_pixels, at), joints(parts, 0.0, 0.0), ())
-    still = Sway(0.0, 1.0, 0.0)
-    body = Body(
-        parts, Path((0, 0), (0, 0), 0, 0, (still, still)), "upright", 1.0, False, 0.0, still, still, still, ()
-    )
-    box = box_around(pose.contours(parts)) & frame
-    if box.empty:
-        return
-    cast_shadow(picture, body, pose, 0.3)
-    layer = draw(body, pose, box)
-    lay_over(picture[box.within(frame)], layer)
-
-
-def lay_over(picture: Array, layer: npt.NDArray[np.float32]) -> None:
-    """Put a layer of `draw` over `picture` [h, w, 3] (changed)."""
-    picture *= 1 - layer[..., 3:] / 255
-    picture += np.minimum(layer[..., :3], layer[..., 3:])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -72,7 +73,14 @@ class Noise:
         return rows
 
     def fractal(
-        self, xs: Array, ys: Array, rate: float, octaves: int = 4, stretch: float = 1.0, rough: float = 0.55
+        self,
+        xs: Array,
+        ys: Array,
+        rate: float,
+        octaves: int = 4,
+        *,
+        stretch: float = 1.0,
+        rough: float = 0.55,
     ) -> Array:
         """Octaves of `smooth`, spread to use most of 0..1; `stretch` > 1 draws them out along y."""
         total = self.smooth(xs, ys, rate, rate / stretch)
@@ -120,6 +128,12 @@ def _knots(at: Array, rate: float) -> tuple[npt.NDArray[np.int64], Array]:
     return cell, weight * weight * (3 - 2 * weight)
 
 
+def clamped(value: npt.NDArray[np.floating[Any]]) -> Array:
+    """To 0..1."""
+    inside: Array = np.clip(value, 0, 1).astype(np.float32, copy=False)
+    return inside
+
+
 def step(value: Array, edge: float, width: float) -> Array:
     """0 below `edge`, 1 above, smooth over `width`."""
     t = np.clip((value - (edge - width / 2)) / width, 0, 1)
@@ -145,7 +159,18 @@ def mix(below: Array, above: Array | Colour, weight: Array) -> Array:
 
 # --------------------------------------------------------------------------------------------- skins
 
-PATTERNS = ("stripes", "spots", "patches", "checker", "rings", "marble", "scales", "fur", "speckles")
+PATTERNS = (
+    "stripes",
+    "spots",
+    "patches",
+    "checker",
+    "rings",
+    "marble",
+    "scales",
+    "fur",
+    "speckles",
+    "leaves",
+)
 
 
 def skin(rng: np.random.Generator, colours: Sequence[Colour], pattern: str) -> Skin:
@@ -198,25 +223,30 @@ def _marble(noise: Noise, xs: Array, ys: Array, rate: float, angle: float) -> Ar
 
 
 def _scales(noise: Noise, xs: Array, ys: Array, rate: float, angle: float) -> Array:
-    nearest, gap, value = noise.cells(xs, ys, 4.5 * rate)
+    _, gap, value = noise.cells(xs, ys, 4.5 * rate)
     return step(gap, 0.12, 0.2) * (0.35 + 0.65 * value)
 
 
 def _fur(noise: Noise, xs: Array, ys: Array, rate: float, angle: float) -> Array:
     hairs = noise.fractal(ys, xs, 9.0 * rate, 3, stretch=4).T
-    return np.clip(0.6 * hairs + 0.55 * noise.fractal(xs, ys, 1.0, 3) - 0.1, 0, 1)
+    return clamped(0.6 * hairs + 0.55 * noise.fractal(xs, ys, 1.0, 3) - 0.1)
 
 
 def _speckles(noise: Noise, xs: Array, ys: Array, rate: float, angle: float) -> Array:
     nearest, _, value = noise.cells(xs, ys, 7.0 * rate)
     blush = noise.fractal(xs, ys, 0.7, 2)
-    return np.clip(0.75 * blush + 0.4 * (1 - step(nearest, 0.25, 0.2)) * value, 0, 1)
+    return clamped(0.75 * blush + 0.4 * (1 - step(nearest, 0.25, 0.2)) * value)
+
+
+def _leaves(noise: Noise, xs: Array, ys: Array, rate: float, angle: float) -> Array:
+    nearest, gap, value = noise.cells(xs + ys.mean() * np.float32(angle), ys * np.float32(1.3), 8 * rate)
+    return clamped(step(gap, 0.06, 0.2) * (0.25 + 0.75 * value) * (1.15 - 0.7 * nearest))
 
 
 _PATTERN = dict(
     zip(
         PATTERNS,
-        (_stripes, _spots, _patches, _checker, _rings, _marble, _scales, _fur, _speckles),
+        (_stripes, _spots, _patches, _checker, _rings, _marble, _scales, _fur, _speckles, _leaves),
         strict=True,
     )
 )

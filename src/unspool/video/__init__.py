@@ -89,7 +89,8 @@ class Video:
     def close(self) -> None:
         """Close the file and end the threads of iterations that are not finished."""
         for frames in list(self._running):
-            frames.close()
+            with contextlib.suppress(ValueError):  # another thread is inside; it ends with its reader
+                frames.close()
         self._reader.close()
 
     def __enter__(self) -> Video:
@@ -128,31 +129,33 @@ def _decode_ahead(
 
     Its errors are raised here, and its notices warned about here, in their place among the frames.
     """
-    ready: queue.Queue[Picture | str | BaseException | None] = queue.Queue(depth)
+    ready: queue.SimpleQueue[Picture | str | Exception | None] = queue.SimpleQueue()
+    free: queue.SimpleQueue[None] = queue.SimpleQueue()  # one entry per frame that may still be made
     stop = threading.Event()
 
-    def put(item: Picture | str | BaseException | None) -> None:
-        while not stop.is_set():
-            with contextlib.suppress(queue.Full):
-                return ready.put(item, timeout=0.1)
-        raise _StoppedError
+    def put(item: Picture | str | Exception | None) -> None:
+        free.get()
+        if stop.is_set():
+            raise _StoppedError
+        ready.put(item)
 
     def produce() -> None:
-        try:
-            for picture in pictures(put):
-                put(picture)
-            put(None)
-        except _StoppedError:
-            return
-        except BaseException as error:
-            with contextlib.suppress(_StoppedError):
+        with contextlib.suppress(_StoppedError):
+            try:
+                for picture in pictures(put):
+                    put(picture)
+                put(None)
+            except Exception as error:
                 put(error)
 
+    for _ in range(depth):
+        free.put(None)
     thread = threading.Thread(target=produce, name="unspool-decode-ahead", daemon=True)
     thread.start()
     try:
         while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
+            free.put(None)
+            if isinstance(item, Exception):
                 raise item
             if isinstance(item, str):
                 _warn(item)
@@ -160,13 +163,11 @@ def _decode_ahead(
                 yield item
     finally:
         stop.set()
-        with contextlib.suppress(queue.Empty):  # make room, so that the thread sees the sign at once
-            while True:
-                ready.get_nowait()
+        free.put(None)
         thread.join()
 
 
-class _StoppedError(Exception):
+class _StoppedError(BaseException):
     """The reader has gone; the thread ends."""
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -75,7 +76,7 @@ class Container:
     # ------------------------------------------------------------------------------------- opening
 
     def _first_frame(self) -> Any:
-        with Decoder(self.source, careful=False) as decoder:
+        with Decoder(self.source, careful=True) as decoder:  # one frame is not worth starting threads
             try:
                 return next(decoder.frames(), None)
             except av.FFmpegError:
@@ -186,7 +187,7 @@ class Container:
     def _tell_damage(self, frame: Any, notice: Notice) -> None:
         """Say so, once for the frames up to the next key frame, where the decoder had to patch."""
         if frame.is_corrupt and frame.pts is not None and frame.pts not in self._told:
-            number = int(np.searchsorted(self.index.pts, frame.pts))
+            number = self._number(frame.pts)
             self._told = range(frame.pts, self._next_anchor(frame.pts))
             notice(
                 f"{self.source}: frame {number} ({float(frame.time):.2f} s) is damaged; it is kept, and may "
@@ -226,23 +227,29 @@ class Container:
 
     def _from(self, decoder: Decoder, wanted: int, notice: Notice) -> Iterator[tuple[int, Any]]:
         """Frames at and after `wanted`. Where one is missing: it is dropped from the index, if sure."""
+        expected = self._number(wanted)
         for count, frame in enumerate(decoder.frames()):
             pts = count if self.index.counted else frame.pts
             if pts is None or pts < wanted:
                 continue
-            self._expect(decoder, wanted, pts, notice)
-            number = int(np.searchsorted(self.index.pts, pts))
+            number = self._number(pts)
+            if number != expected:
+                self._expect(decoder, wanted, pts, notice)
+                number = self._number(pts)
             if number < len(self) and self.index.pts[number] == pts:
-                wanted = pts + 1
+                wanted, expected = pts + 1, number + 1
                 yield number, frame
             if number + 1 >= len(self):
                 return
         self._expect(decoder, wanted, None, notice)
 
+    def _number(self, pts: int) -> int:
+        """How many frames come before `pts`."""
+        return int(self.index.pts.searchsorted(pts))
+
     def _expect(self, decoder: Decoder, wanted: int, pts: int | None, notice: Notice) -> None:
         """Deal with indexed frames from `wanted` up to `pts` (None: the end) that did not come."""
-        end = len(self) if pts is None else int(np.searchsorted(self.index.pts, pts))
-        missing = self.index.pts[int(np.searchsorted(self.index.pts, wanted)) : end]
+        missing = self.index.pts[self._number(wanted) : len(self) if pts is None else self._number(pts)]
         if not len(missing):
             return
         if not decoder.sure:
@@ -281,7 +288,7 @@ class Container:
                 f"{self.source}: changes its size from {self.coded[1]}x{self.coded[0]} to "
                 f"{frame.width}x{frame.height} at {float(frame.time or 0):.2f} s; cut it there"
             )
-        if any(component.is_alpha for component in frame.format.components):
+        if _has_alpha(frame.format.name):
             rgb = _on_white(frame.to_ndarray(format="rgba", threads=1))
         else:
             rgb = frame.to_ndarray(format="rgb24", threads=1)
@@ -325,6 +332,11 @@ class _Upright:
         turned = picture.swapaxes(0, 1) if self.swap else picture
         rows, columns = -1 if self.reverse_rows else 1, -1 if self.reverse_columns else 1
         return np.ascontiguousarray(turned[::rows, ::columns])
+
+
+@cache
+def _has_alpha(pixels: str) -> bool:
+    return any(component.is_alpha for component in av.VideoFormat(pixels).components)
 
 
 def _ascending(stamps: list[int]) -> npt.NDArray[np.int64]:

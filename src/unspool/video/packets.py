@@ -151,7 +151,7 @@ def read_packets(decoder: Decoder) -> Index:
     except av.FFmpegError:
         suspicious = True
     shown = np.unique(np.array(pts, np.int64))
-    suspicious |= len(shown) != count or count == 0 or announced not in {0, count}
+    suspicious |= len(shown) != count or count == 0 or announced > count
     starts = np.unique(np.array(anchors, np.int64))
     return Index(shown, starts, announced, count, hidden, corrupt, plain, suspicious)
 
