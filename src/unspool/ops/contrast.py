@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from unspool.errors import ShapeError
 
-CHUNK = 1 << 21  # logits in memory at a time, 8 MB; smaller starves the matrix product, larger the cache
+CHUNK = 1 << 22  # logits in memory at a time, 16 MB; a quarter and twice as many are no faster
 
 
 def contrast(
