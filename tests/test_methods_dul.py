@@ -226,6 +226,25 @@ def test_a_crop_without_room_for_the_anchors_is_refused() -> None:
         dul.loss(tiny(), clips(1, (16, 40)), seeded())
 
 
+def test_a_clip_of_one_frame_is_refused() -> None:
+    with pytest.raises(ShapeError, match="a clip of one frame"):
+        dul.loss(tiny(), clips(2, frames=1), seeded())
+
+
+def test_a_step_in_mixed_precision_has_losses_in_single_precision() -> None:
+    learner = tiny()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, log = dul.loss(learner, clips(2), seeded())
+    loss.backward()
+    assert {value.dtype for value in log.values()} == {torch.float32}
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in learner.parameters())
+
+
+def test_a_wrapped_learner_learns_the_same() -> None:
+    wrapped = nn.Sequential(nn.Identity(), tiny())
+    assert torch.equal(dul.loss(wrapped, clips(2), seeded())[0], dul.loss(tiny(), clips(2), seeded())[0])
+
+
 def test_learning_lowers_the_loss_on_a_clip() -> None:
     config = replace(TINY, learning_rate=3e-3)
     learner, clip = tiny(config), clips(2)

@@ -27,7 +27,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from unspool.encoders.images import IMAGENET_STD, normalised
 from unspool.encoders.resnet import DulHead, ResNetEncoder, resnet18_stride8
-from unspool.errors import UsageError
+from unspool.errors import ShapeError, UsageError
 from unspool.ops.contrast import contrast
 from unspool.ops.distributed import ALONE, Ranks, share_batch_norms
 from unspool.ops.geometry import cells_under, draw_grids, draw_zooms, zoom
@@ -210,17 +210,29 @@ def space_time_loss(
     clips = torch.arange(ranks.size * len(own), device=q.device)[ranks.share(len(own)), None, None]
     u_hat = clips * own.shape[1] + pseudo_labels(k.regularising, own)
 
-    # cross_entropy(T(v), u_hat). T looks cells up in the logits v, before the one softmax (decision 7). So it
-    # may look them up in k: a cell enlarged to several has one row of logits, a cell out of view has none.
-    table = k.first[:, 1:].permute(0, 1, 3, 4, 2).flatten(0, 3)
-    frames = torch.arange(u_hat.shape[0] * u_hat.shape[1]).view(len(own), -1, 1)
-    looked_at = torch.where(sources[:, None] < 0, len(table), frames * sources.shape[1] + sources[:, None])
-    looked_at, order = looked_at.flatten().sort(stable=True)
-    new = looked_at.diff(prepend=looked_at.new_full((1,), -1)) > 0
-    seen, rows = looked_at[new], new.cumsum(0) - 1
-    inside = seen[seen < len(table)].to(table.device)
-    queries = pad(table.index_select(0, inside), (0, 0, 0, len(seen) - len(inside)))  # beyond the edge: zeros
-    return contrast(queries, q, rows, u_hat.flatten()[order.to(u_hat.device)], temperature)
+    # cross_entropy(T(v), u_hat). T looks cells up in the logits v, which enter the one softmax as they are
+    # (decision 7); so it may look them up in k, before the logits are computed.
+    queries, rows, order = _look_up(k.first[:, 1:], sources)
+    return contrast(queries, q, rows, u_hat.flatten()[order.to(q.device)], temperature)
+
+
+def _look_up(
+    first: Float[Tensor, "b t k h w"], sources: Int64[Tensor, "b cells"]
+) -> tuple[Float[Tensor, "n k"], Int64[Tensor, " targets"], Int64[Tensor, " targets"]]:
+    """T(k) with every cell of the first view once, however many of the second show it.
+
+    Returns queries, rows, order: the cell of the second view, of b*t*cells, that is number order[i] shows
+    queries[rows[i]]. Rows ascend. Cells that look beyond the edge show zeros.
+    """
+    table = first.permute(0, 1, 3, 4, 2).flatten(0, 3)
+    clips, frames = first.shape[:2]
+    starts = sources.shape[1] * torch.arange(clips * frames).view(clips, frames, 1)
+    shown = torch.where(sources[:, None] < 0, len(table), starts + sources[:, None])
+    shown, order = shown.flatten().sort(stable=True)
+    new = shown.diff(prepend=shown.new_full((1,), -1)) > 0
+    cells, rows = shown[new], new.cumsum(0) - 1
+    inside = cells[cells < len(table)].to(table.device)
+    return pad(table.index_select(0, inside), (0, 0, 0, len(cells) - len(inside))), rows, order
 
 
 @torch.no_grad()
@@ -273,11 +285,12 @@ def loss(
     `module`: what `build` made, wrapped or not. `generator`: on the CPU, in the same state on all processes;
     it draws the second view, the anchors, the references, in this order, for the clips of all of them in the
     order of ranks. Each returns the mean over its own clips; the mean of these over processes is that of the
-    union (see ops/distributed.py for gradients). `cross_view` rises when the features collapse.
+    union (see ops/distributed.py for gradients). Features that collapse show in `cross_view`: it stays near
+    log(B M^2). Raises ShapeError for clips of one frame, and crops with fewer cells than anchors.
     """
-    learner = getattr(module, "module", module)
-    assert isinstance(learner, Learner)
-    config = learner.config
+    config = next(part.config for part in module.modules() if isinstance(part, Learner))
+    if clip.shape[1] < 2:
+        raise ShapeError("a clip of one frame has nothing to be compared with; sample 2 frames or more")
     views = random_transform(clip, config, generator, ranks)
     k = embed(module, views, config)
     count, own = ranks.size * len(clip), ranks.share(len(clip))
