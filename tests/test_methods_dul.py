@@ -11,12 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles_dul import PlainLosses, plain_losses, zoomed_by_pillow
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
 from unspool.data.augment import Augmentation
 from unspool.data.sampling import Sampling
+from unspool.encoders import load_encoder
 from unspool.encoders.resnet import ResNetEncoder, resnet18_stride8
 from unspool.errors import ShapeError, UsageError
 from unspool.methods import dul
@@ -291,6 +293,17 @@ def test_the_state_has_torchvisions_names_under_those_of_the_snapshots() -> None
     with np.load(GOLDEN / "net_layout.npz") as recorded:
         assert list(keys) == [str(key).removeprefix("fast_net.") for key in recorded["keys"]]
         assert sum(p.numel() for p in build(Config()).parameters()) == recorded["n_params"]
+
+
+def test_what_was_learnt_loads_as_an_encoder_of_its_width(tmp_path: Path) -> None:
+    learner = tiny().eval()
+    save_file(learner.state_dict(), tmp_path / "encoder.safetensors")
+    encoder = load_encoder(str(tmp_path / "encoder.safetensors"))
+    images = torch.rand(1, 3, 32, 40)
+    found = encoder(images, want=("tokens", "head"))
+    assert found["tokens"].shape == (1, 32, 4, 5)
+    embedding = learner(dul.normalised(images, dul.IMAGENET_STD, images))
+    torch.testing.assert_close(normalize(found["head"], dim=1), embedding)
 
 
 def test_training_goes_on_from_an_encoder() -> None:
