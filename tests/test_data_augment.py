@@ -244,7 +244,7 @@ def test_a_blur_wider_than_the_view_is_refused() -> None:
 
 def test_normalising_is_torchvisions_and_zero_where_there_is_no_frame() -> None:
     frames, valid = torch.rand(2, 3, 3, 6, 7), torch.rand(2, 6, 7) > 0.3
-    ours = normalise(frames, valid)
+    ours = normalise(frames.clone(), valid)
     for number in range(2):
         expected = normalised(frames[number], valid[number], IMAGENET_MEAN, IMAGENET_STD)
         assert torch.allclose(ours[number], expected, atol=1e-6)

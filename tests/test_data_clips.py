@@ -1,3 +1,4 @@
+import gc
 from itertools import islice
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 from make_footage import footage, numbers, write_frames, write_video
 
-from unspool import DataError, UnspoolWarning, UsageError, VideoError
+from unspool import DataError, UnspoolWarning, UsageError, VideoError, open_video
 from unspool.data.augment import Augmentation, draw
 from unspool.data.clips import ClipBatch, Clips, Decoded, Frames, OnDevice, Stored, load_batches
 from unspool.data.frames import Decoder, Numbers, store_frames
@@ -180,6 +181,22 @@ def test_any_number_of_workers_gives_the_same_batches_and_random_numbers() -> No
         runs.append((seen(batches), [(b.epoch, b.step) for b in batches], torch.rand(1).item()))
     assert runs[0] == runs[1] == runs[2]
     assert runs[0][1] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
+
+
+def test_workers_survive_what_their_parent_left_open(on_disk: tuple[Footage, ...]) -> None:
+    class Collecting(Decoded):
+        def clip(self, video: Footage, indices: Numbers) -> Frames:
+            gc.collect()
+            return super().clip(video, indices)
+
+    garbage: list[object] = [open_video(on_disk[0].source, decode_ahead=0)]
+    garbage[0][5]  # FFmpeg's threads run
+    garbage.append(garbage)
+    del garbage
+    clips = Clips(on_disk[:1] * 2, HOW, Collecting(20, Decoder(keep=1)), batch=2)
+    here = [clips.batch_at(0, 0), clips.batch_at(1, 0)]  # leaves a decoder open
+    there = list(islice(load_batches(clips, workers=1), 2))
+    assert seen(here) == seen(there)
 
 
 def test_two_integers_continue_a_run_in_mid_epoch() -> None:

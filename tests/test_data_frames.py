@@ -187,15 +187,16 @@ def test_a_disk_with_too_little_room_is_refused(
         store_frames(videos, 20)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
 def test_a_disk_that_fills_up_is_an_error_with_a_remedy(
-    videos: tuple[Footage, ...], monkeypatch: pytest.MonkeyPatch
+    videos: tuple[Footage, ...], monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(module, "write_npy", full)
     with pytest.raises(OutputError, match=r"No space left on device.*make room"):
-        store_frames(videos, 20)
+        store_frames(videos, 20, workers=workers)
 
 
 def test_progress_counts_the_videos(videos: tuple[Footage, ...]) -> None:

@@ -276,9 +276,9 @@ def normalise(
     mean: tuple[float, float, float] = IMAGENET_MEAN,
     std: tuple[float, float, float] = IMAGENET_STD,
 ) -> Float[Tensor, "b t 3 h w"]:
-    """(frames - mean) / std per channel, and 0 where there is no frame."""
+    """(frames - mean) / std per channel, and 0 where there is no frame; in place: a batch is large."""
     centre, spread = (frames.new_tensor(v).view(3, 1, 1) for v in (mean, std))
-    return torch.addcmul(-centre / spread, frames, 1 / spread).mul_(valid[:, None, None])
+    return frames.sub_(centre).div_(spread).mul_(valid[:, None, None])
 
 
 def adjust_brightness(clip: Float[Tensor, "t 3 h w"], factor: float) -> None:

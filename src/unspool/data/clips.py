@@ -18,7 +18,7 @@ from jaxtyping import Float64, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from unspool.data.frames import Decoder, FrameStore, Numbers
+from unspool.data.frames import Decoder, FrameStore, Numbers, start_workers
 from unspool.data.index import Footage
 from unspool.data.sampling import Sampling, draw_frames
 from unspool.errors import DataError, UnspoolError, UnspoolWarning, UsageError, VideoError
@@ -79,7 +79,8 @@ class OnDevice:
     def clip(self, video: Footage, indices: Numbers) -> Frames:
         """The frames `indices`, in that order."""
         frames = self.frames[video.source]
-        return _channels_first(frames[torch.as_tensor(np.asarray(indices), device=frames.device)])
+        wanted = torch.as_tensor(np.asarray(indices), device=frames.device)
+        return _channels_first(frames.index_select(0, wanted))
 
 
 def _refuse_too_large(needed: int, device: torch.device) -> None:
@@ -308,7 +309,7 @@ def load_batches(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # its own: the number of workers must not move the run's random numbers
     )
-    for batch in loader:
+    for batch in start_workers(loader):
         if isinstance(batch, UnspoolError):
             raise batch
         yield batch

@@ -7,27 +7,29 @@ same bytes that decoding gives, so a run does not depend on whether it has one.
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
 import os
 import shutil
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import UInt8
+from torch.utils.data import DataLoader
 
 from unspool.data.augment import resize
 from unspool.data.index import Broken, Footage, cache_folder, refuse_change
 from unspool.data.layouts import frames_of
 from unspool.errors import OutputError, UnspoolError, UnspoolWarning, VideoError
+from unspool.rendered import RenderedClip, RenderedVideo
 from unspool.video import Video, open_video
 from unspool.video.source import place
 from unspool.video.stills import _read as read_still
@@ -35,6 +37,7 @@ from unspool.video.stills import _read as read_still
 Picture = npt.NDArray[np.uint8]  # [H, W, 3] RGB
 Pictures = UInt8[np.ndarray, "t h w 3"]
 Numbers = Sequence[int] | npt.NDArray[np.int64]
+T = TypeVar("T")
 
 
 def size_at(height: int, width: int, short_side: int) -> tuple[int, int]:
@@ -51,12 +54,16 @@ def shrink(image: Picture, short_side: int) -> Picture:
     return resize(channels, size_at(image.shape[0], image.shape[1], short_side))[0].permute(1, 2, 0).numpy()
 
 
+INHERITED: list[object] = []  # kept for ever, in forked processes only
+
+
 class Decoder:
     """Reads frames of footage; a few videos stay open, for those that are asked for again."""
 
     def __init__(self, keep: int = 4) -> None:
         self.keep = keep
-        self._open: OrderedDict[str, Video] = OrderedDict()
+        self._open: OrderedDict[str, Video | RenderedVideo] = OrderedDict()
+        self._process = os.getpid()
 
     def __reduce__(self) -> tuple[type[Decoder], tuple[int]]:
         return Decoder, (self.keep,)  # another process opens its own
@@ -77,26 +84,32 @@ class Decoder:
             yield shrink(image, short_side)
 
     def _images(self, video: Footage, wanted: Iterable[int]) -> Iterator[Picture]:
-        refuse_change(video)
+        if video.scene is None:
+            refuse_change(video)
         if video.span[1]:
             from unspool.data.shards import images_of_sample  # noqa: PLC0415  (an extra reads shards)
 
             yield from images_of_sample(video, wanted)
-        elif Path(video.source).is_dir():
+        elif video.scene is None and Path(video.source).is_dir():
             frames = frames_of(Path(video.source))
             for index in wanted:
                 yield sized(video, read_still(place(frames[index])))
         else:
-            opened = self._video(video.source)
-            yield from pick(opened, video, wanted)
+            yield from pick(self._video(video), video, wanted)
 
-    def _video(self, source: str) -> Video:
-        if source not in self._open:
-            self._open[source] = open_video(source, decode_ahead=0)
+    def _video(self, video: Footage) -> Video | RenderedVideo:
+        if self._process != os.getpid():  # what the parent opened stays as it is, see `start_workers`
+            INHERITED.append(self._open)
+            self._open, self._process = OrderedDict(), os.getpid()
+        if video.source not in self._open:
+            scene = video.scene
+            self._open[video.source] = (
+                RenderedClip(scene).video if scene else open_video(video.source, decode_ahead=0)
+            )
             while len(self._open) > self.keep:
                 self._open.popitem(last=False)[1].close()
-        self._open.move_to_end(source)
-        return self._open[source]
+        self._open.move_to_end(video.source)
+        return self._open[video.source]
 
     def close(self) -> None:
         """Close what is open."""
@@ -104,7 +117,7 @@ class Decoder:
             self._open.popitem()[1].close()
 
 
-def pick(opened: Video, video: Footage, wanted: Iterable[int]) -> Iterator[Picture]:
+def pick(opened: Video | RenderedVideo, video: Footage, wanted: Iterable[int]) -> Iterator[Picture]:
     """Frames by ascending number. Raises VideoError if `opened` has not as many as were counted."""
     for index in wanted:
         if len(opened) != video.frames:
@@ -125,6 +138,20 @@ def sized(video: Footage, image: Picture) -> Picture:
     return image
 
 
+def start_workers(loader: DataLoader[T]) -> Iterator[T]:
+    """The iteration of `loader`, its processes forked so that they never free what they inherit.
+
+    FFmpeg's threads do not survive a fork, and freeing a decoder waits for them: a worker would stand still
+    for ever. So garbage goes before the fork, and the workers' collector leaves everything else alone.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        return iter(loader)
+    finally:
+        gc.unfreeze()
+
+
 # ----------------------------------------------------------------------------------------------- store
 
 
@@ -137,7 +164,7 @@ class FrameStore:
 
     def path(self, video: Footage) -> Path:
         """Named by where the video is, then by its state, so that another state is another file."""
-        state = f"{video.stamp} {video.span} {video.frames}"
+        state = f"{video.stamp} {video.span} {video.frames} {video.scene}"
         return self.folder / f"{_digest(video.source)}-{_digest(state)}.npy"
 
     def bytes(self, video: Footage) -> int:
@@ -160,12 +187,14 @@ def store_frames(
     *,
     limit_gb: float = 50.0,
     folder: Path | None = None,
+    workers: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[FrameStore, tuple[Broken, ...]]:
     """Decode every video once, into `folder` (default: the cache); those that are there already are kept.
 
     Returns the store and the videos that could not be decoded. A video appears when it is whole, so a
-    killed run goes on where it was. `limit_gb` bounds the frames of `videos` together, 10^9 bytes.
+    killed run goes on where it was. `limit_gb` bounds the frames of `videos` together, 10^9 bytes. Reading
+    is fast in this process already; many rendered scenes are better shared by `workers` processes.
     Raises OutputError where they would pass the limit, or do not fit the disk.
     """
     folder = folder or cache_folder() / "frames" / f"short-{short_side}"
@@ -174,7 +203,7 @@ def store_frames(
         folder.mkdir(parents=True, exist_ok=True)
         missing = [video for video in videos if not store.path(video).exists()]
         _refuse_size(store, videos, missing, limit_gb)
-        broken = _store_all(store, missing, progress)
+        broken = _store_all(store, missing, workers, progress)
     return store, tuple(broken)
 
 
@@ -197,24 +226,44 @@ def _refuse_size(
 
 
 def _store_all(
-    store: FrameStore, videos: Sequence[Footage], progress: Callable[[int, int], None]
+    store: FrameStore, videos: Sequence[Footage], workers: int, progress: Callable[[int, int], None]
 ) -> list[Broken]:
-    def attempt(video: Footage) -> Broken | None:
-        decoder = Decoder(keep=1)
+    broken = []
+    filled: DataLoader[Broken | Exception | None] = DataLoader(
+        _Filler(store, videos),  # type: ignore[arg-type]
+        batch_size=None,
+        sampler=range(len(videos)),
+        num_workers=workers,
+        generator=torch.Generator(),  # its own, so that storing moves no other random numbers
+    )
+    with quiet():
+        for done, outcome in enumerate(start_workers(filled), start=1):
+            if isinstance(outcome, Exception):
+                raise outcome
+            broken += [outcome] if outcome else []
+            progress(done, len(videos))
+    return broken
+
+
+@dataclass(frozen=True)
+class _Filler:
+    """What a worker process does; errors travel as values, since raised ones would lose their message."""
+
+    store: FrameStore
+    videos: Sequence[Footage]
+
+    def __getitem__(self, number: int) -> Broken | Exception | None:
+        video, decoder = self.videos[number], Decoder(keep=1)
         try:
-            _write_frames(store, video, decoder)
+            with quiet():
+                _write_frames(self.store, video, decoder)
         except VideoError as error:
             return Broken(video.source, str(error), video.stamp)
+        except Exception as error:
+            return error
         finally:
             decoder.close()
         return None
-
-    broken = []
-    with quiet(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for done, failure in enumerate(pool.map(attempt, videos), start=1):
-            broken += [failure] if failure else []
-            progress(done, len(videos))
-    return broken
 
 
 def _write_frames(store: FrameStore, video: Footage, decoder: Decoder) -> None:

@@ -25,6 +25,7 @@ from jaxtyping import Float64
 from unspool.data.layouts import constant, find_videos, frames_of, is_image, layout_of
 from unspool.data.sampling import constant_times
 from unspool.errors import DataError, UnspoolError, UnspoolWarning
+from unspool.rendered import Scene
 from unspool.video import open_video
 
 VERSION = 1  # of the remembered lines
@@ -37,7 +38,7 @@ Stamp = tuple[int, int, int]  # files, bytes, newest time of change in ns
 class Footage:
     """One video, as far as drawing clips asks."""
 
-    source: str  # path; `SHARD.tar#KEY` within a shard; `rendered:SEED`
+    source: str  # path; `SHARD.tar#KEY` within a shard; `rendered:SEED` of a scene
     name: str  # path within its data set
     frames: int
     height: int  # px, upright
@@ -45,9 +46,10 @@ class Footage:
     fps: float  # frames per second, average
     start: float = 0.0  # s, time of the first frame
     stamps: tuple[float, ...] = ()  # s, one per frame; empty where the rate is constant
-    stamp: Stamp = (0, 0, 0)  # of the files when they were looked at; zeros: made, not read
+    stamp: Stamp = (0, 0, 0)  # of the files when they were looked at
     span: tuple[int, int] = (0, 0)  # bytes within its shard
     note: str = ""  # what opening it said: lost frames and the like
+    scene: Scene | None = None  # what is rendered, where nothing is read
 
     @property
     def times(self) -> Float64[np.ndarray, " frames"]:
