@@ -183,18 +183,22 @@ def test_any_number_of_workers_gives_the_same_batches_and_random_numbers() -> No
     assert runs[0][1] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
 
 
-def test_workers_survive_what_their_parent_left_open(on_disk: tuple[Footage, ...]) -> None:
+def test_workers_survive_what_their_parent_left_open(
+    on_disk: tuple[Footage, ...], request: pytest.FixtureRequest
+) -> None:
     class Collecting(Decoded):
         def clip(self, video: Footage, indices: Numbers) -> Frames:
             gc.collect()
             return super().clip(video, indices)
 
-    garbage: list[object] = [open_video(on_disk[0].source, decode_ahead=0)]
-    garbage[0][5]  # FFmpeg's threads run
-    garbage.append(garbage)
-    del garbage
     clips = Clips(on_disk[:1] * 2, HOW, Collecting(20, Decoder(keep=1)), batch=2)
     here = [clips.batch_at(0, 0), clips.batch_at(1, 0)]  # leaves a decoder open
+    request.addfinalizer(gc.enable)
+    gc.disable()  # the garbage is still there at the fork
+    video = open_video(on_disk[0].source, decode_ahead=0)
+    video[5]  # FFmpeg's threads run
+    video.itself = video  # type: ignore[attr-defined]
+    del video
     there = list(islice(load_batches(clips, workers=1), 2))
     assert seen(here) == seen(there)
 

@@ -50,8 +50,8 @@ def size_at(height: int, width: int, short_side: int) -> tuple[int, int]:
 
 def shrink(image: Picture, short_side: int) -> Picture:
     """The image at `size_at`, see `augment.resize`."""
-    channels = torch.from_numpy(image).permute(2, 0, 1)[None]
-    return resize(channels, size_at(image.shape[0], image.shape[1], short_side))[0].permute(1, 2, 0).numpy()
+    frames = torch.from_numpy(image)[None].permute(0, 3, 1, 2)  # one frame whose pixels stay together
+    return resize(frames, size_at(image.shape[0], image.shape[1], short_side))[0].permute(1, 2, 0).numpy()
 
 
 INHERITED: list[object] = []  # kept for ever, in forked processes only
@@ -144,6 +144,8 @@ def start_workers(loader: DataLoader[T]) -> Iterator[T]:
     FFmpeg's threads do not survive a fork, and freeing a decoder waits for them: a worker would stand still
     for ever. So garbage goes before the fork, and the workers' collector leaves everything else alone.
     """
+    if not loader.num_workers:
+        return iter(loader)
     gc.collect()
     gc.freeze()
     try:
