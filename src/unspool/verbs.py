@@ -441,7 +441,10 @@ def _estimate(settings: Settings, tracking: Json, jobs: Sequence[TrackJob]) -> s
             continue  # it will be named when its turn comes
         seconds += len(video) * measured[size][0]
         memory = max(memory, measured[size][1])
-    return f"{frames} frames: about {_duration(seconds)}, peak memory about {memory / 1e9:.1f} GB"
+    return (
+        f"{_encoder_of(settings).name}: {frames} frames, about {_duration(seconds)}, "
+        f"peak memory about {memory / 1e9:.1f} GB"
+    )
 
 
 def _duration(seconds: float) -> str:
