@@ -182,7 +182,7 @@ class VideoWriter:
             yield
         except (av.FFmpegError, OSError) as error:
             self.abort()
-            raise OutputError(f"{self.path}: cannot be written ({error.strerror or error})") from error
+            raise OutputError.of(self.path, error) from error
         except BaseException:
             self.abort()
             raise
