@@ -100,10 +100,10 @@ class ResNetEncoder(nn.Module):
         return {name: found[name] for name in want}
 
     def bytes_per_image(self, height: int, width: int) -> int:
-        """About what one image takes at its widest moment: three maps of the first convolution's size."""
+        """About what one image takes at its widest moment: five maps of the first convolution's size."""
         pixels = (height // 2 + 1) * (width // 2 + 1)
         stem = self.network.conv1
-        return int(3 * stem.out_channels * pixels * stem.weight.element_size())
+        return int(5 * stem.out_channels * pixels * stem.weight.element_size())
 
 
 def random_resnet(architecture: str, seed: int, std: tuple[float, float, float]) -> ResNetEncoder:

@@ -96,7 +96,7 @@ class ViTEncoder(nn.Module):
     def bytes_per_image(self, height: int, width: int) -> int:
         """About what one image takes at its widest moment, in the MLP."""
         tokens = self.prefix + (height // self.patch) * (width // self.patch)
-        return int(14 * tokens * self.dim * self.network.patch_embed.proj.weight.element_size())
+        return int(22 * tokens * self.dim * self.network.patch_embed.proj.weight.element_size())
 
     def _grid(self, images: Tensor) -> tuple[int, int]:
         height, width = images.shape[-2:]
