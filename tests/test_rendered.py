@@ -353,9 +353,8 @@ def test_a_demo_shows_three_objects_one_of_which_vanishes_and_returns(seed: int)
 
 @pytest.mark.slow
 def test_random_features_do_better_than_colour_and_worse_than_the_flow() -> None:
-    from unspool.tracking import track
-
     from unspool.encoders import load_encoder
+    from unspool.tracking import track
 
     encoder, scores, still = load_encoder("random-resnet18"), [], []
     for seed in (2, 3):
