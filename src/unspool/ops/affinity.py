@@ -149,6 +149,7 @@ class _Pairs:
 
 
 def pairs_in_reach(tiling: Tiling, offsets: Integer[Tensor, "offsets 2"], band: range) -> _Pairs:
+    """Which key tiles the query tiles of some rows see, and by which step."""
     device = offsets.device
     query = torch.arange(band.start * tiling.columns, band.stop * tiling.columns, device=device)
     row = query[:, None] // tiling.columns + offsets[:, 0]
