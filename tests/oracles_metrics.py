@@ -5,20 +5,14 @@ from itertools import permutations
 
 import numpy as np
 
-from unspool.metrics.outlines import WORD, Bits, outline
+from unspool.metrics.outlines import NOWHERE, WORD, Bits, Outline, outline
 from unspool.metrics.runs import joint_runs
 
 
 def boundary(mask: np.ndarray) -> np.ndarray:
-    """(s xor E) or (s xor S) or (s xor SE); last row only E, last column only S, corner never."""
-    height, width = mask.shape
-    out = np.zeros(mask.shape, bool)
-    for y in range(height):
-        for x in range(width):
-            neighbours = [(y, x + 1), (y + 1, x), (y + 1, x + 1)]
-            inside = [mask[n] for n in neighbours if n[0] < height and n[1] < width]
-            out[y, x] = any(n != mask[y, x] for n in inside)
-    return out
+    """(s xor E) or (s xor S) or (s xor SE); beyond the frame everything is as its edge."""
+    beyond = np.pad(mask, ((0, 1), (0, 1)), "edge")
+    return (mask ^ beyond[:-1, 1:]) | (mask ^ beyond[1:, :-1]) | (mask ^ beyond[1:, 1:])
 
 
 def dilated(mask: np.ndarray, radius: int) -> np.ndarray:
@@ -80,14 +74,62 @@ def unpacked(bits: Bits, top: int, word: int, shape: tuple[int, int]) -> np.ndar
     return out
 
 
+def outlines(labels: np.ndarray, radius: int) -> list[Outline]:
+    """The package's outlines of all objects of a label map, by id."""
+    boxes = (runs := joint_runs(labels, labels)).boxes(runs.true)
+    return [outline(labels, label, box, radius) for label, box in boxes.items() if label]
+
+
 def found_boundary(mask: np.ndarray, radius: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """The package's boundary of a mask, and what it takes to be near it."""
-    labels = mask.astype(np.uint8)
-    boxes = (runs := joint_runs(labels, labels)).boxes(runs.true)
-    if 1 not in boxes:
-        return np.zeros(mask.shape, bool), np.zeros(mask.shape, bool)
-    found = outline(labels, 1, boxes[1], radius)
+    (found,) = outlines(mask.astype(np.uint8), radius) or [NOWHERE]
     return (
         unpacked(found.edge, found.top, found.word, mask.shape),
         unpacked(found.near, found.top - radius, found.word, mask.shape),
+    )
+
+
+# --------------------------------------------------------------------------------- random label maps
+
+
+def blobs(
+    rng: np.random.Generator, shape: tuple[int, int], ids: list[int], speckle: float = 0.05
+) -> np.ndarray:
+    """Overlapping rectangles of random ids, some cut by the frame, with some pixels changed at random."""
+    labels = np.zeros(shape, np.uint8)
+    for label in rng.choice([0, *ids], size=2 * len(ids)):
+        (top, left), (h, w) = (rng.integers(-2, n) for n in [shape, shape])
+        labels[max(top, 0) : max(top + h, 0), max(left, 0) : max(left + w, 0)] = label
+    noisy = rng.random(shape) < speckle
+    labels[noisy] = rng.choice([0, *ids], size=int(noisy.sum()))
+    return labels
+
+
+# ------------------------------------------------------------ protocols, on stacks of one-hot masks
+
+
+def measures(prediction: np.ndarray, truth: np.ndarray, void: np.ndarray) -> np.ndarray:
+    """[J or F, frame] of one stack of masks against another."""
+    frames = list(zip(prediction, truth, void, strict=True))
+    return np.array([[measure(*frame) for frame in frames] for measure in (jaccard, boundary_f)])
+
+
+def davis17_semi(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """[object, J or F, frames 2..T-1]."""
+    true = np.where(truth == 255, 0, truth)
+    no_void = np.zeros(truth[1:-1].shape, bool)
+    objects = range(1, int(true[0].max()) + 1)
+    return np.array([measures(prediction[1:-1] == o, true[1:-1] == o, no_void) for o in objects])
+
+
+def all_pairs(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """[proposal, object, J or F, frame]; as many proposals as objects at least."""
+    void = truth == 255
+    objects = int(np.where(void, 0, truth)[0].max())
+    proposals = max(int(prediction.max()), objects)
+    return np.array(
+        [
+            [measures(prediction == p, truth == o, void) for o in range(1, objects + 1)]
+            for p in range(1, proposals + 1)
+        ]
     )

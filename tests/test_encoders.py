@@ -127,6 +127,7 @@ def slow_vit(encoder: ViTEncoder, images: Tensor) -> dict[str, Tensor]:
         "tokens": as_map(net.norm(x)),
         "tokens_prenorm": as_map(x),
         "cls": net.norm(x)[:, 0],
+        "cls_prenorm": x[:, 0],
         "queries": as_map(q),
         "keys": as_map(k),
         "values": as_map(v),
@@ -216,7 +217,7 @@ def layout_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 value = torch.zeros((), dtype=torch.int64)
             elif key.endswith("running_var"):
                 value = value.abs() + 1
-            tensors[key.replace("*", str(block))] = value
+            tensors[key.replace("*", str(block)).replace("%", str(block // 4))] = value
     content: Any = tensors
     for step in reversed(layout["nest"]):
         content = {step: content}
@@ -333,7 +334,7 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path, content: bytes) -
 
 def test_a_checkpoint_without_an_encoder_says_what_it_holds(tmp_path: Path) -> None:
     torch.save({"classifier": {"weight": torch.zeros(2)}}, tmp_path / "other.pth")
-    with pytest.raises(WeightsError, match=r"no encoder found; looked for DUL.*holds classifier/weight"):
+    with pytest.raises(WeightsError, match=r"looked for unspool, DUL.*holds classifier/weight"):
         load_encoder(tmp_path / "other.pth", device="cpu")
 
 

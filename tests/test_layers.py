@@ -46,7 +46,7 @@ def test_a_file_imports_only_from_lower_floors_or_its_own_folder(path: Path) -> 
         return
     assert here in FLOOR, f"{here} has no floor; add it to the table in CONTRIBUTING.md and here"
     known = {r for r in imported_rooms(path) if r in FLOOR}
-    upward = {r for r in known if r != here and r != "errors" and FLOOR[r] >= FLOOR[here]}
+    upward = {r for r in known - {here, "errors"} if FLOOR[r] >= FLOOR[here]}
     assert not upward, f"{path.name} on floor {FLOOR[here]} imports {sorted(upward)}"
 
 

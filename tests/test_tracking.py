@@ -11,7 +11,16 @@ import unspool
 from unspool.encoders import Encoder, load_encoder
 from unspool.errors import MaskError, UsageError
 from unspool.masks import Mask, write_mask
-from unspool.tracking import PRESETS, Timings, Tracking, cost, input_size, track, tracking_preset, with_settings
+from unspool.tracking import (
+    PRESETS,
+    Timings,
+    Tracking,
+    cost,
+    input_size,
+    track,
+    tracking_preset,
+    with_settings,
+)
 
 HEIGHT, WIDTH, FRAMES = 48, 64, 6
 

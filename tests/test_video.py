@@ -8,6 +8,7 @@ import warnings
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import fsspec
 import numpy as np
 import oracles_video as oracle
@@ -191,6 +192,8 @@ def test_pixels_that_are_not_square_stay_and_are_told(tmp_path):
 @pytest.mark.parametrize("mirror", [False, True])
 @pytest.mark.parametrize(("tag", "turns"), [(0, 0), (90, 1), (180, 2), (270, 3)])
 def test_a_rotated_video_equals_one_whose_pixels_were_turned(clip, tmp_path, tag, turns, mirror):
+    if not hasattr(av.VideoStream, "set_display_rotation"):
+        pytest.skip("this PyAV cannot write a display rotation")
     path = oracle.remux(clip, tmp_path / "turned.mp4", rotation=tag, mirror=mirror)
     upright = [np.rot90(image, turns) for image in oracle.decode(clip)[0]]
     upright = [image[:, ::-1] if mirror else image for image in upright]
@@ -534,6 +537,18 @@ def test_a_file_address_is_a_local_file(clip):
 def test_an_address_with_nothing_behind_it_is_an_error(memory):
     with pytest.raises(VideoError, match=r"unspool/none.mp4: no such file"):
         open_video(f"{memory}/none.mp4")
+
+
+def test_an_error_of_the_storage_is_an_error_that_names_the_address(memory, monkeypatch):
+    class NoCredentialsError(Exception):
+        pass
+
+    def refuse(*_, **__):
+        raise NoCredentialsError("no credentials")
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "_open", refuse)
+    with pytest.raises(VideoError, match=r"clip.mp4: cannot be read \(no credentials\); check the address"):
+        open_video(f"{memory}/clip.mp4")
 
 
 def test_an_unknown_kind_of_address_is_an_error():

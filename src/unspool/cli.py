@@ -210,7 +210,11 @@ def view(result: Path, other: Path | None = None, /, *, port: int = 0, open_brow
     """
     from unspool.page import view as serve_view
 
-    serve_view([result] if other is None else [result, other], port=port, open_browser=open_browser)
+    folders = [result] if other is None else [result, other]
+    for folder in folders:
+        if not (folder / "run.json").is_file():
+            raise UsageError(f"{folder}: no result folder (it holds no run.json)")
+    serve_view(folders, port=port, open_browser=open_browser)
     return 0
 
 

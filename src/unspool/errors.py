@@ -15,6 +15,14 @@ UnspoolWarning               the work goes on, but somebody should know
 Every message names the file, the value and the remedy.
 """
 
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from av import FFmpegError
+
 
 class UnspoolError(Exception):
     """Base of all errors; the message is written for the person at the keyboard."""
@@ -49,7 +57,16 @@ class WeightsUnavailable(WeightsError):
 
 
 class OutputError(UnspoolError):
-    """Results that cannot be written, or belong to other settings."""
+    """Results that cannot be written or continued."""
+
+    @classmethod
+    def of(cls, path: object, error: OSError | FFmpegError) -> OutputError:
+        """What went wrong with writing `path`, and what to do about it."""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "free some space and run the same command again; what is written already is whole"
+        else:
+            remedy = "choose a place that you may write to with -o"
+        return cls(f"{path}: cannot be written ({error.strerror or error}); {remedy}")
 
 
 class ShapeError(UnspoolError, ValueError):

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from unspool.errors import OutputError, UnspoolError, UsageError
 from unspool.page import write_page
-from unspool.results import Json, Run, output_error, read_done
+from unspool.results import Json, Run, read_done
 
 Report = Callable[[Json], None]
 
@@ -194,7 +194,7 @@ def _writable(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        raise output_error(folder, error) from error
+        raise OutputError.of(folder, error) from error
 
 
 # ------------------------------------------------------------------------------------ many processes

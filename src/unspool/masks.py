@@ -202,7 +202,7 @@ def write_mask(path: str | Path, labels: Labels) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise OutputError.of(path, error) from error
 
 
 # --------------------------------------------------------------------------------------- run lengths
@@ -334,7 +334,7 @@ class TracksWriter:
             yield
         except OSError as error:
             self.abort()
-            raise OutputError(f"{self.path}: cannot be written ({error.strerror or error})") from error
+            raise OutputError.of(self.path, error) from error
 
 
 def _json(value: object) -> str:

@@ -1,4 +1,4 @@
-"""What a running command tells: bars and sentences on stderr for people, JSON lines on stdout for machines."""
+"""What a running command tells: sentences on stderr for people, JSON lines on stdout for machines."""
 
 from __future__ import annotations
 

@@ -13,9 +13,7 @@ without it is redone. Nothing here knows of encoders: images and label maps come
 from __future__ import annotations
 
 import base64
-import errno
 import json
-import os
 import re
 import shutil
 from collections import deque
@@ -33,7 +31,15 @@ from jaxtyping import Integer, UInt8
 from PIL import Image
 
 from unspool.errors import OutputError, UsageError
-from unspool.masks import TracksWriter, display_colours, draw_overlay, resize_labels, write_mask
+from unspool.masks import (
+    VOID,
+    TracksWriter,
+    display_colours,
+    draw_overlay,
+    ids_in,
+    resize_labels,
+    write_mask,
+)
 from unspool.video import VideoWriter
 
 DISPLAY_SHORT_SIDE = 480  # px: larger sources are scaled down for the page
@@ -57,22 +63,13 @@ def written_whole(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        os.replace(part, path)
+        part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise output_error(path, error) from error
+        raise OutputError.of(path, error) from error
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-
-
-def output_error(path: Path, error: OSError) -> OutputError:
-    """What went wrong with writing, and what to do about it."""
-    if error.errno == errno.ENOSPC:
-        remedy = "free some space and run the same command again; finished videos are kept"
-    else:
-        remedy = "choose a folder that you may write to with -o"
-    return OutputError(f"{path}: cannot be written ({error.strerror or error}); {remedy}")
 
 
 def write_json(path: Path, content: Json) -> None:
@@ -247,9 +244,8 @@ class VideoResult:
         """Take the next frame. Raises OutputError when an earlier one could not be written."""
         index = self._totals.frames
         self._totals.frames += 1
-        for label in np.unique(labels).tolist():
-            if label and label not in self._colours:
-                self._colours.update(display_colours([label]))
+        present = set(ids_in(labels)) | (set() if truth is None else set(ids_in(truth)) - {VOID})
+        self._colours.update(display_colours(present - self._colours.keys()))
         with _as_output_error(self.home):
             self._lanes["masks"].submit(self._record, index, labels, truth)
             self._lanes["overlay"].submit(self._draw, index, image, labels, dict(self._colours))
@@ -323,7 +319,7 @@ class VideoResult:
             self._tracks.close()
             self._write_thumbs()
         objects = [
-            {"id": i, "name": f"object {i}", "colour": "#%02x%02x%02x" % self._colours[i]}
+            {"id": i, "name": f"object {i}", "colour": "#" + bytes(self._colours[i]).hex()}
             for i in sorted(self._colours)
         ]
         write_script(
@@ -399,7 +395,7 @@ def _as_output_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise output_error(path, error) from error
+        raise OutputError.of(path, error) from error
 
 
 def _escape_glob(name: str) -> str:

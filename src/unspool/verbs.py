@@ -124,7 +124,7 @@ def _tracking_record(settings: Settings) -> Json:
 
 
 @lru_cache(maxsize=1)
-def _encoder(model: str, device: str, precision: str, seed: int) -> Any:
+def _encoder(model: str, device: str, precision: Any, seed: int) -> Any:
     from unspool.encoders import load_encoder  # noqa: PLC0415
 
     return load_encoder(model, device=device, precision=precision, seed=seed)
@@ -388,8 +388,8 @@ def _render(job: DemoJob) -> VosSequence:
     (home / "truth").mkdir(parents=True, exist_ok=True)
     truth = tuple(home / "truth" / f"{t:05d}.png" for t in range(len(clip)))
     video = home / "clip.mp4"
-    size = {"height": clip.video.height, "width": clip.video.width}
-    with VideoWriter(video, times=clip.video.times, crf=16, **size) as writer:
+    height, width, times = clip.video.height, clip.video.width, clip.video.times
+    with VideoWriter(video, height=height, width=width, times=times, crf=16) as writer:
         for t, path in enumerate(truth):
             writer.write(clip.image(t))
             write_mask(path, clip.labels(t))
@@ -441,7 +441,10 @@ def _estimate(settings: Settings, tracking: Json, jobs: Sequence[TrackJob]) -> s
             continue  # it will be named when its turn comes
         seconds += len(video) * measured[size][0]
         memory = max(memory, measured[size][1])
-    return f"{frames} frames: about {_duration(seconds)}, peak memory about {memory / 1e9:.1f} GB"
+    return (
+        f"{_encoder_of(settings).name}: {frames} frames, about {_duration(seconds)}, "
+        f"peak memory about {memory / 1e9:.1f} GB"
+    )
 
 
 def _duration(seconds: float) -> str:

@@ -41,7 +41,7 @@ class VosSequence:
 
 
 def label_map(path: Path, *, merge: bool = False) -> LabelMap:
-    """Ids of one PNG as stored; with `merge`, 1 wherever the file is not 0 (DAVIS-2016: 255 is the object)."""
+    """Ids of one PNG as stored; with `merge`, 1 wherever it is not 0 (DAVIS-2016: 255 is the object)."""
     ids = read_truth(path)
     return (ids != 0).astype(np.uint8) if merge else ids
 

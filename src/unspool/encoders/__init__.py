@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from unspool.encoders.checkpoints import (
     Checkpoint,
     as_timm,
-    depth_of,
     load_strictly,
     read_checkpoint,
+    save_encoder,
     vit_architecture,
+    vit_sizes,
     weights_hash,
 )
-from unspool.encoders.images import IMAGENET_STD, normalised, offered
+from unspool.encoders.images import IMAGENET_STD, encode_batches, normalised, offered
 from unspool.encoders.resnet import (
     DulHead,
     ResNetEncoder,
@@ -32,9 +33,9 @@ from unspool.encoders.resnet import (
     resnet50_stride16,
 )
 from unspool.encoders.vit import Positions, ViTEncoder, build_vit
-from unspool.errors import UsageError, WeightsError, WeightsUnavailable
+from unspool.errors import ShapeError, UsageError, WeightsError, WeightsUnavailable
 
-__all__ = ["MODELS", "Encoder", "describe_models", "load_encoder"]
+__all__ = ["MODELS", "Encoder", "describe_models", "encode_batches", "load_encoder", "save_encoder"]
 
 Std = tuple[float, float, float]
 
@@ -57,9 +58,10 @@ class Encoder(Protocol):
 class Model:
     """A published encoder that has a name here."""
 
-    timm: str  # architecture.tag of timm, for the download
+    timm: str  # architecture.tag of timm, for the download; empty where timm has none
     file: str  # the file that its authors publish
     about: str
+    family: Literal["vit", "resnet18", "resnet50"] = "vit"
 
 
 MODELS = {
@@ -84,18 +86,32 @@ MODELS = {
         "DINOv2 ViT-B/14, 4 registers",
     ),
     "dinov3-vits16": Model(
-        "vit_small_patch16_dinov3.lvd1689m", "dinov3_vits16_pretrain_lvd1689m.pth", "DINOv3 ViT-S/16"
+        "vit_small_patch16_dinov3.lvd1689m", "dinov3_vits16_pretrain_lvd1689m-08c60483.pth", "DINOv3 ViT-S/16"
     ),
     "dinov3-vitb16": Model(
-        "vit_base_patch16_dinov3.lvd1689m", "dinov3_vitb16_pretrain_lvd1689m.pth", "DINOv3 ViT-B/16"
+        "vit_base_patch16_dinov3.lvd1689m", "dinov3_vitb16_pretrain_lvd1689m-73cec8be.pth", "DINOv3 ViT-B/16"
     ),
+    "resnet18": Model(
+        "resnet18.tv_in1k", "resnet18-f37072fd.pth", "ResNet-18, ImageNet labels, stride 8", "resnet18"
+    ),
+    "resnet50": Model(
+        "resnet50.tv_in1k", "resnet50-0676ba61.pth", "ResNet-50, ImageNet labels, stride 16", "resnet50"
+    ),
+    "dino-resnet50": Model("", "dino_resnet50_pretrain.pth", "DINO ResNet-50, stride 16", "resnet50"),
+}
+RANDOM_VITS = {
+    "random-vits16": "vit_small_patch16_224",
+    "random-vits8": "vit_small_patch8_224",
+    "random-vitb16": "vit_base_patch16_224",
+    "random-vitb8": "vit_base_patch8_224",
 }
 RANDOM = {
     "random-resnet18": "ResNet-18 of stride 8 that has learnt nothing (DUL's architecture)",
     "random-resnet50": "ResNet-50 of stride 16 that has learnt nothing",
-    "random-vits16": "ViT-S/16 that has learnt nothing",
-    "random-vits8": "ViT-S/8 that has learnt nothing",
+    **{name: f"ViT-{name[10].upper()}/{name[11:]} that has learnt nothing" for name in RANDOM_VITS},
 }
+SAVED = "encoder.safetensors"  # what a training result holds
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ENDINGS = (".pth", ".pt", ".safetensors", ".ckpt", ".bin", ".tar")
 
 
@@ -111,26 +127,32 @@ def load_encoder(
 ) -> Encoder:
     """An encoder, frozen and in evaluation mode.
 
-    `model`: a name (`unspool models` lists them), a checkpoint file in any of the published layouts, or a
-    module of your own from images `[b, 3, h, w]` (normalised as ImageNet) to maps `[b, c, h', w']`, whose
-    `patch` (px per token) you name. A published name is looked for in the folders of `$UNSPOOL_WEIGHTS` and
-    then downloaded through timm. `seed` decides random models only.
+    `model`: a name (`unspool models` lists them), a checkpoint file in any of the published layouts, a folder
+    that training left, or a module of your own from images `[b, 3, h, w]` (normalised as ImageNet) to maps
+    `[b, c, h', w']` or tokens `[b, n, c]`, whose `patch` (px per token) you name. A published name is looked
+    for in the folders of `$UNSPOOL_WEIGHTS` and then downloaded through timm. `seed` decides random models
+    only, `positions` how ViTs stretch theirs. A module of your own is put into evaluation mode, on `device`
+    and, unless `precision` is fp32, cast, all in place; whether it can still be trained is left to you.
     Raises UsageError for an unknown name, WeightsUnavailable where weights cannot be had, WeightsError where
     they do not fit.
     """
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision '{precision}' is unknown; choose one of {', '.join(PRECISIONS)}")
+    place = device_named(device)
     spread = std or IMAGENET_STD
     if isinstance(model, nn.Module):
-        encoder: Any = ModuleEncoder(model, patch, spread)
-    elif str(model).startswith("random-"):
-        encoder = _random(str(model), seed, positions, spread)
+        return ModuleEncoder(
+            model, patch, spread, place, None if precision == "fp32" else PRECISIONS[precision]
+        )
+    if str(model).startswith("random-"):
+        encoder: Any = _random(str(model), seed, positions, spread)
     elif str(model) in MODELS or str(model).startswith("timm/"):
         encoder = _published(str(model), positions, spread)
     else:
         encoder = _from_file(Path(model), positions, spread)
     encoder.requires_grad_(False).eval()
     encoder.weights_hash = weights_hash(encoder)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    return encoder.to(device_named(device), dtype)  # type: ignore[no-any-return]
+    return encoder.to(place, PRECISIONS[precision])  # type: ignore[no-any-return]
 
 
 def device_named(name: str) -> torch.device:
@@ -151,13 +173,13 @@ def device_named(name: str) -> torch.device:
 
 
 def _random(name: str, seed: int, positions: Positions, std: Std) -> nn.Module:
-    architectures = {"vits16": "vit_small_patch16_224", "vits8": "vit_small_patch8_224"}
-    kind = name.removeprefix("random-")
-    if kind not in architectures:
-        return random_resnet(kind, seed, std)
+    if name not in RANDOM:
+        raise UsageError(f"model '{name}' is unknown; there are {', '.join(RANDOM)}")
+    if name not in RANDOM_VITS:
+        return random_resnet(name.removeprefix("random-"), seed, std)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = build_vit(architectures[kind])
+        torch.default_generator.manual_seed(seed)
+        network = build_vit(RANDOM_VITS[name])
     return ViTEncoder(network, name=name, positions=positions, std=std)
 
 
@@ -168,35 +190,56 @@ def _published(name: str, positions: Positions, std: Std) -> nn.Module:
             if (Path(folder) / file).is_file():
                 return _encoder_of(read_checkpoint(Path(folder) / file), name, positions, std)
     network = _download(name, model)
-    return ViTEncoder(network, name=name, positions=positions, std=std)
+    if model.family == "vit":
+        return ViTEncoder(network, name=name, positions=positions, std=std)
+    state = {key: value for key, value in network.state_dict().items() if not key.startswith("fc.")}
+    return _encoder_of(Checkpoint(Path(name), "timm", model.family, state, {}), name, positions, std)
 
 
 def _download(name: str, model: Model) -> nn.Module:
+    """Timm's network with its weights from the hub, or from the hub's own cache.
+
+    The hub is asked once, for ten seconds at most, before its client is let go: that would try for minutes.
+    """
     import timm  # noqa: PLC0415
-    from huggingface_hub import constants  # noqa: PLC0415
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache  # noqa: PLC0415
 
-    constants.HF_HUB_ETAG_TIMEOUT = min(constants.HF_HUB_ETAG_TIMEOUT, 10)
+    if not model.timm:
+        raise _unavailable(name, model, "timm has no copy of it")
+    known = timm.list_models(pretrained=True)
+    if model.timm not in known and model.timm not in timm.list_models():
+        near = difflib.get_close_matches(model.timm, known, n=3)
+        raise UsageError(f"model '{name}': timm does not know it; near are {', '.join(near) or 'none'}")
+    published = timm.get_pretrained_cfg(model.timm)
+    hub = published.hf_hub_id if published is not None else None
+    files = ("model.safetensors", "pytorch_model.bin")
     try:
-        return timm.create_model(model.timm, pretrained=True, num_classes=0, dynamic_img_size=True)
-    except RuntimeError as error:
-        if "Unknown model" in str(error) or "Invalid pretrained tag" in str(error):
-            raise UsageError(f"model '{name}': timm does not know it ({error})") from error
-        raise _unavailable(name, model, error) from error
+        if hub and not any(isinstance(try_to_load_from_cache(hub, file), str) for file in files):
+            get_hf_file_metadata(hf_hub_url(hub, files[0]), timeout=10)
+        sizes: dict[str, Any] = {"dynamic_img_size": True} if "vit" in model.timm else {}
+        return timm.create_model(model.timm, pretrained=True, num_classes=0, **sizes)
     except Exception as error:  # the hub's client raises many kinds; all mean that there are no weights
-        raise _unavailable(name, model, error) from error
+        reason = (str(error).splitlines() or [""])[0][:120]
+        raise _unavailable(name, model, f"{type(error).__name__}: {reason}") from error
 
 
-def _unavailable(name: str, model: Model, error: Exception) -> WeightsUnavailable:
-    file = model.file or f"{name.replace('/', '-')}.pth"
+def _unavailable(name: str, model: Model, reason: str) -> WeightsUnavailable:
+    own = f"{name.replace('/', '-')}.safetensors"
+    file = f"{model.file}, as its authors publish it" if model.file else f"timm's model.safetensors as {own}"
     return WeightsUnavailable(
-        f"model '{name}': its weights are not on this machine and cannot be downloaded "
-        f"({type(error).__name__}: {str(error).splitlines()[0][:120]}); get {file}, as its authors publish "
-        "it, where there is a network, put it into a folder that UNSPOOL_WEIGHTS names, or give the "
+        f"model '{name}': its weights are not on this machine and cannot be downloaded ({reason}); get "
+        f"{file}, where there is a network, put it into a folder that UNSPOOL_WEIGHTS names, or give the "
         "file itself as the model"
     )
 
 
 def _from_file(path: Path, positions: Positions, std: Std) -> nn.Module:
+    if path.is_dir():
+        if not (path / SAVED).is_file():
+            raise UsageError(
+                f"{path}: a folder without {SAVED}; name a checkpoint file, or a training result"
+            )
+        path = path / SAVED
     if not path.is_file():
         if path.suffix in ENDINGS or len(path.parts) > 1:
             raise UsageError(f"{path}: no such weights file")
@@ -208,19 +251,22 @@ def _from_file(path: Path, positions: Positions, std: Std) -> nn.Module:
 
 
 def _encoder_of(checkpoint: Checkpoint, name: str, positions: Positions, std: Std) -> nn.Module:
+    if name in MODELS and MODELS[name].family != checkpoint.family:
+        raise WeightsError(
+            f"{checkpoint.path}: holds a {checkpoint.family}, but '{name}' is a {MODELS[name].family}"
+        )
     if checkpoint.family == "vit":
         return _vit_of(checkpoint, name, positions, std)
     origin = f"{checkpoint.path} ({checkpoint.layout})"
     if checkpoint.family == "resnet50":
         network = resnet50_stride16()
     else:
-        padding: Literal["zeros", "reflect"] = "reflect" if checkpoint.layout == "CRW" else "zeros"
-        network = resnet18_stride8(padding, width=len(checkpoint.state["conv1.weight"]))
-        if not any(key.startswith("layer4.") for key in checkpoint.state):
-            del network.layer4  # CRW ends at layer3
+        network = resnet18_stride8(checkpoint.padding, width=len(checkpoint.state["conv1.weight"]))
+    if not any(key.startswith("layer4.") for key in checkpoint.state):
+        del network.layer4  # CRW ends at layer3
     load_strictly(network, checkpoint.state, origin)
     head = None
-    if checkpoint.head:
+    if "conv2.weight" in checkpoint.head:
         weight = checkpoint.head["conv2.weight"]
         head = DulHead(weight.shape[1], weight.shape[0])
         load_strictly(head, checkpoint.head, origin)
@@ -228,48 +274,69 @@ def _encoder_of(checkpoint: Checkpoint, name: str, positions: Positions, std: St
 
 
 def _vit_of(checkpoint: Checkpoint, name: str, positions: Positions, std: Std) -> nn.Module:
-    architecture = vit_architecture(checkpoint.state)
+    origin = f"{checkpoint.path} ({checkpoint.layout})"
+    architecture = vit_architecture(checkpoint.state, origin)
     expected = MODELS[name].timm.split(".")[0] if name in MODELS else architecture
     if not architecture.startswith(expected):
         raise WeightsError(f"{checkpoint.path}: holds a {architecture}, but '{name}' is a {expected}")
-    network = build_vit(architecture, depth=depth_of(checkpoint.state))
-    state = as_timm(checkpoint.state, network, architecture)
-    load_strictly(network, state, f"{checkpoint.path} ({checkpoint.layout})")
+    undrawn = {} if "dinov3" in architecture else {"weight_init": "skip"}
+    try:
+        network = build_vit(architecture, **vit_sizes(checkpoint.state), **undrawn)
+    except RuntimeError as error:
+        raise WeightsError(f"{origin}: timm has no {architecture} ({error})") from error
+    load_strictly(network, as_timm(checkpoint.state, network, architecture), origin)
     return ViTEncoder(network, name=name, positions=positions, std=std)
 
 
 class ModuleEncoder(nn.Module):
-    """Any module from normalised images to maps `[b, c, h', w']` or tokens `[b, n, c]`."""
+    """Any module from normalised images to maps `[b, c, h', w']` or tokens `[b, h' w', c]`, row by row."""
 
-    offers = ("tokens",)
+    offers: tuple[str, ...] = ("tokens",)
 
-    def __init__(self, module: nn.Module, patch: int | None, std: Std) -> None:
+    def __init__(
+        self, module: nn.Module, patch: int | None, std: Std, device: torch.device, dtype: torch.dtype | None
+    ) -> None:
         super().__init__()
         if patch is None:
             raise UsageError(
                 "load_encoder(module): name the px per token, e.g. load_encoder(module, patch=14)"
             )
-        self.module, self.std = module.eval(), std
+        self.module, self.std = module.eval().to(device, dtype), std
         self.name = type(module).__name__
         self.patch = self.multiple = patch
+        self.weights_hash = weights_hash(module)
+        side = -(-224 // patch) * patch
         with torch.no_grad():
-            self.dim = self(torch.zeros(1, 3, 4 * patch, 4 * patch))["tokens"].shape[1]
+            self.dim = self(torch.zeros(1, 3, side, side))["tokens"].shape[1]
 
     def forward(self, images: Tensor, want: tuple[str, ...] = ("tokens",)) -> dict[str, Tensor]:
-        """The module's map of images `[b, 3, h, w]`, uint8 or float in 0..1."""
+        """The module's map of images `[b, 3, h, w]`, uint8 or float in 0..1, without gradients.
+
+        Raises ShapeError where the module's answer is no map of one vector per patch.
+        """
         offered(want, self.offers, self.name)
         like = next(self.module.parameters(), torch.zeros(1))
-        out: Tensor = self.module(normalised(images, self.std, like))
-        if out.ndim == 3:
-            rows, columns = images.shape[-2] // self.patch, images.shape[-1] // self.patch
-            out = out.transpose(1, 2).reshape(len(out), -1, rows, columns)
+        with torch.no_grad():
+            out: Tensor = self.module(normalised(images, self.std, like))
+        height, width = images.shape[-2] // self.patch, images.shape[-1] // self.patch
+        if out.ndim == 3 and out.shape[1] == height * width:
+            out = out.transpose(1, 2).reshape(len(out), -1, height, width)
+        if out.ndim != 4 or out.shape[-2:] != (height, width):
+            raise ShapeError(
+                f"module {self.name} returned {list(out.shape)} for images {list(images.shape)}; with "
+                f"patch={self.patch} it must return [b, c, {height}, {width}] or [b, {height * width}, c]; "
+                "drop class tokens, and name the patch that fits"
+            )
         return {"tokens": out}
 
 
 def describe_models(name: str | None = None) -> str:
     """The table of `unspool models`, or what is known of one."""
     if name is None:
-        rows = [(n, m.about, "downloaded through timm when named") for n, m in MODELS.items()]
+        rows = [
+            (n, m.about, "downloaded through timm when named" if m.timm else f"from {m.file}")
+            for n, m in MODELS.items()
+        ]
         rows += [(n, about, "made on the spot") for n, about in RANDOM.items()]
         width = max(len(row[0]) for row in rows)
         lines = [f"{n:<{width}}  {about} ({how})" for n, about, how in rows]

@@ -1,23 +1,30 @@
 """Published checkpoint files, translated at the border: which tensors are the encoder, and what it is.
 
 `LAYOUTS` is the whole map: how each publication nests and prefixes its encoder, and which tensors beside it
-are heads that an encoder does not need. What remains must fit the architecture exactly.
+are heads that an encoder does not need. What remains must fit the architecture exactly. `save_encoder` writes
+our own: safetensors, the tensors of `network.` and `head.` under torchvision's or timm's names, and the facts
+that shapes do not tell in the metadata.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import math
+import os
 import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from unspool.errors import WeightsError
+from unspool.errors import OutputError, WeightsError
 
 State = dict[str, Tensor]
 SHOWN = 6  # keys listed in a message
@@ -35,18 +42,31 @@ class Layout:
 
 VIT_HEADS = r"(head|fc_norm|projection_head|prototypes|mask_token|masked_embed)\b.*"
 LAYOUTS = (
+    Layout("unspool", (), "network."),
     Layout("DUL", ("model",), "fast_net.backbone."),
     Layout("CRW", ("model",), "encoder.model.", r"fc\..*"),
     Layout("BA", ("model_state_dict",), "encoder.", VIT_HEADS),
     Layout("DINO (full, teacher)", ("teacher",), "backbone.", VIT_HEADS),
-    Layout("MSN (target encoder)", ("target_encoder",), "", VIT_HEADS + r"|fc\..*"),
+    Layout("MSN (target encoder)", ("target_encoder",), "", VIT_HEADS + r"|(fc|pred)\..*"),
     Layout("TimeT", (), "feature_extractor.backbone.", VIT_HEADS),
     Layout("Leopart", ("state_dict",), "model.", VIT_HEADS),
+    Layout("Leopart (flat)", (), "model.", VIT_HEADS),
     Layout("iBOT", ("state_dict",), "", VIT_HEADS),
     Layout("backbone", (), "backbone.", VIT_HEADS),
     Layout("bare (DINO hub, DINOv2, DINOv3, torchvision)", (), "", VIT_HEADS + r"|fc\..*"),
 )
 WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
+METADATA = "__metadata__"  # of a safetensors file
+
+# What published files hold beside tensors, and what cannot run code: the arguments of the command line, and
+# numpy's numbers, also under the module name that numpy had until its version 2.
+HARMLESS = [
+    argparse.Namespace,
+    np.dtype,
+    np._core.multiarray.scalar,  # type: ignore[attr-defined]
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined]
+    *{type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32)},
+]
 
 
 @dataclass(frozen=True)
@@ -58,6 +78,7 @@ class Checkpoint:
     family: str  # "vit", "resnet18" or "resnet50"
     state: State
     head: State  # DUL's emb_q, else empty
+    padding: Literal["zeros", "reflect"] = "zeros"  # of a ResNet's convolutions
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -71,8 +92,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
         own = {k: v for k, v in own.items() if not (layout.heads and re.fullmatch(layout.heads, k))}
         family = _family(own)
         if family:
-            head = {k.split("emb_q.")[1]: v for k, v in state.items() if "emb_q." in k}
-            return Checkpoint(path, layout.name, family, _plain_names(own), head)
+            heads = re.compile(r"(.*\bemb_q|head)\.(conv1|bn1|conv2)\.")
+            head = {heads.sub(r"\2.", k): v for k, v in state.items() if heads.match(k)}
+            reflected = layout.name == "CRW" or content.get(METADATA, {}).get("padding") == "reflect"
+            padding: Literal["zeros", "reflect"] = "reflect" if reflected else "zeros"
+            return Checkpoint(path, layout.name, family, _plain_names(own), head, padding)
     raise WeightsError(
         f"{path}: no encoder found; looked for {', '.join(layout.name for layout in LAYOUTS)}. "
         f"The file holds {_listed(sorted(_keys(content)))}"
@@ -83,8 +107,10 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+                return {**tensors, METADATA: file.metadata() or {}}
+        with torch.serialization.safe_globals(HARMLESS):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise WeightsError(
@@ -119,6 +145,8 @@ def _inside(content: dict[str, Any], layout: Layout) -> State | None:
 def _keys(content: dict[str, Any], prefix: str = "") -> list[str]:
     keys = []
     for key, value in content.items():
+        if key == METADATA:
+            continue
         keys += _keys(value, f"{prefix}{key}/") if isinstance(value, dict) else [f"{prefix}{key}"]
     return keys
 
@@ -132,33 +160,44 @@ def _family(state: State) -> str:
 
 
 def _plain_names(state: State) -> State:
-    """Older CRW files wrap padded convolutions: `conv1.1.weight` stands for `conv1.weight`."""
-    return {re.sub(r"\b(conv[12])\.1\.", r"\1.", key): value for key, value in state.items()}
+    """Undo two wrappings: `conv1.1.` of older CRW files (a padding layer is in front), and `blocks.0.0.` of
+    DINOv2's training snapshots (blocks in chunks, numbered through).
+    """
+    undone = (re.sub(r"\b(conv[12])\.1\.", r"\1.", key) for key in state)
+    undone = (re.sub(r"\bblocks\.\d+\.(\d+)\.", r"blocks.\1.", key) for key in undone)
+    return dict(zip(undone, state.values(), strict=True))
 
 
 # ---------------------------------------------------------------------------------------- architecture
 
 
-def vit_architecture(state: State) -> str:
+def vit_architecture(state: State, origin: str) -> str:
     """The timm name of the ViT that the tensors belong to, from their names and shapes.
 
-    Raises WeightsError for sizes that have no name here.
+    Raises WeightsError naming `origin` for sizes that have no name here.
     """
     dim, _, patch, _ = state["patch_embed.proj.weight"].shape
     size = {192: "tiny", 384: "small", 768: "base", 1024: "large"}.get(dim)
     registers = any(k in state for k in ("register_tokens", "reg_token", "storage_tokens"))
     if size and patch == 16 and "pos_embed" not in state:
-        return f"vit_{size}_patch16_dinov3" + ("_qkvb" if "blocks.0.attn.qkv.bias" in state else "")
+        biased = "blocks.0.attn.qkv.bias" in state or "blocks.0.attn.q_bias" in state
+        return f"vit_{size}_patch16_dinov3" + ("_qkvb" if biased else "")
     if size and patch == 14:
         return f"vit_{size}_patch14_reg4_dinov2" if registers else f"vit_{size}_patch14_dinov2"
     if size and patch in (8, 16):
         return f"vit_{size}_patch{patch}_224"
-    raise WeightsError(f"a ViT of width {dim} with {patch} px patches has no timm name here")
+    raise WeightsError(f"{origin}: a ViT of width {dim} with {patch} px patches has no timm name here")
 
 
-def depth_of(state: State) -> int:
-    """Number of blocks."""
-    return 1 + max(int(m[1]) for key in state if (m := re.match(r"blocks\.(\d+)\.", key)))
+def vit_sizes(state: State) -> dict[str, int]:
+    """Number of blocks, and the image size whose position table is stored, as timm's arguments."""
+    numbers = [int(m[1]) for key in state if (m := re.match(r"blocks\.(\d+)\.", key))]
+    sizes = {"depth": 1 + max(numbers, default=-1)}
+    if "pos_embed" in state:
+        sizes["img_size"] = (
+            math.isqrt(state["pos_embed"].shape[1]) * state["patch_embed.proj.weight"].shape[2]
+        )
+    return sizes
 
 
 def as_timm(state: State, network: Any, architecture: str) -> State:
@@ -212,3 +251,28 @@ def weights_hash(module: nn.Module) -> str:
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def save_encoder(encoder: nn.Module, path: Path) -> None:
+    """Write an encoder as a safetensors file that `load_encoder` takes, whole or not at all.
+
+    Metadata: `unspool` (the format's number), `family` and `padding`.
+    """
+    network: Any = encoder.network
+    convolution = getattr(network, "conv1", None)
+    facts = {
+        "unspool": "1",
+        "family": _family(network.state_dict()),
+        "padding": convolution.padding_mode if convolution is not None else "zeros",
+    }
+    tensors = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(tensors, unfinished, metadata=facts)
+        unfinished.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"{path}: cannot be written ({error}); free space, or name another folder"
+        ) from error
+    finally:
+        unfinished.unlink(missing_ok=True)

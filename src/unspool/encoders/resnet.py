@@ -117,6 +117,12 @@ class ResNetEncoder(nn.Module):
             found["head"] = self.head(features)
         return {name: found[name] for name in want}
 
+    def bytes_per_image(self, height: int, width: int) -> int:
+        """About what one image takes at its widest moment: five maps of the first convolution's size."""
+        pixels = (height // 2 + 1) * (width // 2 + 1)
+        stem = self.network.conv1
+        return int(5 * stem.out_channels * pixels * stem.weight.element_size())
+
 
 def random_resnet(architecture: str, seed: int, std: tuple[float, float, float]) -> ResNetEncoder:
     """A ResNet that has learnt nothing: `resnet18` (stride 8) or `resnet50` (stride 16), from `seed`."""
@@ -124,6 +130,6 @@ def random_resnet(architecture: str, seed: int, std: tuple[float, float, float])
     if architecture not in makers:
         raise UsageError(f"random-{architecture}: there are random-resnet18 and random-resnet50")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         network = makers[architecture]()
     return ResNetEncoder(network, name=f"random-{architecture}", std=std)

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float64, Int64
-from scipy.optimize import linear_sum_assignment
 
 from unspool.errors import DataError
+from unspool.metrics.assignment import cheapest
 from unspool.metrics.jf import FramePair, frame_pair
-from unspool.metrics.labels import VOID, LabelMaps, in_step, without_void
+from unspool.metrics.labels import LabelMaps, in_step, without_void
 from unspool.metrics.scores import ObjectScores, object_scores
 
 OFFICIAL_PROPOSALS, FRAMEWISE_PROPOSALS = 20, 300
@@ -34,7 +34,7 @@ def davis17_semi(prediction: LabelMaps, truth: LabelMaps) -> ObjectScores:
     objects = range(0)
     scores: dict[int, list[tuple[float, float]]] = {}
     for index, at_end, (predicted, with_void) in in_step(prediction, truth):
-        true = np.where(with_void == VOID, 0, with_void)
+        _, true = without_void(with_void, with_void)
         if index == 0:
             objects = range(1, int(true.max(initial=0)) + 1)
         if at_end:
@@ -81,10 +81,10 @@ def davis17_unsup(prediction: LabelMaps, truth: LabelMaps) -> ObjectScores:
     More proposals are refused (DataError), as by the official tool.
     Source: davis2017-evaluation: davis2017/evaluation.py _evaluate_unsupervised.
     """
-    scores = proposal_scores(prediction, truth, OFFICIAL_PROPOSALS)
+    scores = _proposals(prediction, truth, OFFICIAL_PROPOSALS)
     frames = [scores.of_frame(t) for t in range(len(scores))]
     j, f = (np.stack([frame[measure] for frame in frames], axis=-1) for measure in (0, 1))
-    rows, columns = linear_sum_assignment(-(j.mean(axis=2) + f.mean(axis=2)) / 2)
+    rows, columns = cheapest(-(j.mean(axis=2) + f.mean(axis=2)) / 2)
     row_of = rows[np.argsort(columns)]
     matched = np.repeat(row_of[:, None] + 1, len(scores), axis=1)
     at = np.arange(len(row_of))
@@ -97,19 +97,19 @@ def davis17_unsup_framewise(prediction: LabelMaps, truth: LabelMaps) -> ObjectSc
     Identity switches cost nothing, so J&F is never below that of `davis17-unsup`.
     Source: SSL-UVOS and SMTC: davis2017-evaluation/davis2017/evaluation.py.
     """
-    scores = proposal_scores(prediction, truth, FRAMEWISE_PROPOSALS)
+    scores = _proposals(prediction, truth, FRAMEWISE_PROPOSALS)
     j, f = np.zeros((2, scores.objects, len(scores)))
     matched = np.zeros((scores.objects, len(scores)), np.int64)
     for frame in range(len(scores)):
         j_of_pairs, f_of_pairs = scores.of_frame(frame)
-        rows, columns = linear_sum_assignment(-(j_of_pairs + f_of_pairs) / 2)
+        rows, columns = cheapest(-(j_of_pairs + f_of_pairs) / 2)
         j[columns, frame], f[columns, frame] = j_of_pairs[rows, columns], f_of_pairs[rows, columns]
         matched[columns, frame] = rows + 1
     return scores.matched(j, f, matched)
 
 
 @dataclass(eq=False)
-class ProposalScores:
+class _Proposals:
     """J and F of every proposal against every object, frame by frame; only proposals present are stored."""
 
     objects: int = 0
@@ -147,9 +147,9 @@ class ProposalScores:
         return ObjectScores(tuple(range(1, self.objects + 1)), tuple(range(len(self))), j, f, proposals)
 
 
-def proposal_scores(prediction: LabelMaps, truth: LabelMaps, limit: int) -> ProposalScores:
+def _proposals(prediction: LabelMaps, truth: LabelMaps, limit: int) -> _Proposals:
     """J and F of all proposals and objects; DataError for a proposal above `limit`."""
-    scores = ProposalScores()
+    scores = _Proposals()
     for index, _, (predicted, true) in in_step(prediction, truth):
         scores.proposals = max(scores.proposals, int(predicted.max(initial=0)))
         if scores.proposals > limit:

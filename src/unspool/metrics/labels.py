@@ -13,7 +13,8 @@ from jaxtyping import Integer
 from unspool.errors import DataError, ShapeError
 
 LabelMap = Integer[np.ndarray, "h w"]  # 0 = background, 255 = void in truth
-LabelMaps = Iterable[LabelMap]  # of a sequence, in order; read once, one frame at a time
+# Of a sequence, in order; read once, one frame at a time. Sizes are compared then, pair by pair.
+LabelMaps = Iterable[Integer[np.ndarray, "_ _"]]
 P = TypeVar("P")
 T = TypeVar("T")
 
@@ -23,7 +24,7 @@ VOID = 255
 def without_void(prediction: LabelMap, truth: LabelMap) -> tuple[LabelMap, LabelMap]:
     """Both label maps with the truth's void pixels turned into background."""
     void = truth == VOID
-    if not void.any():
+    if not void.any():  # the usual case: nothing to copy
         return prediction, truth
     return np.where(void, 0, prediction), np.where(void, 0, truth)
 

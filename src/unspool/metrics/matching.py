@@ -12,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float64, Int64
-from scipy.optimize import linear_sum_assignment
 
 from unspool.errors import DataError
+from unspool.metrics.assignment import cheapest
 from unspool.metrics.labels import LabelMaps
 from unspool.metrics.overlap import Counts, iou_of, padded, total_counts
 
@@ -78,12 +78,14 @@ def clustering(
 
 def _matched(counts: Counts, rule: Rule) -> Int64[np.ndarray, " p"]:
     """Column of every row, -1 for none."""
+    if not counts.size:
+        return np.full(len(counts), -1)
     if rule == "many-precision":
         return np.asarray(counts.argmax(axis=1))  # the row's sum divides all its precisions alike
     iou = np.nan_to_num(iou_of(counts))
     if rule == "many-iou":
         return np.asarray(iou.argmax(axis=1))
-    rows, columns = linear_sum_assignment(1 - iou)
+    rows, columns = cheapest(1 - iou)
     chosen = np.full(len(iou), -1)
     chosen[rows] = columns
     return chosen

@@ -73,10 +73,11 @@ def outline(labels: LabelMap, label: int, box: Box, radius: int) -> Outline:
     word = (left - radius - 1) // WORD
     words = (box.right + radius) // WORD + 1 - word
     mask = _packed(labels, label, (top, left, box.bottom, box.right), word, words)
-    across = mask ^ _towards_first(mask, 1)
-    down, diagonal = mask.copy(), mask.copy()  # against the empty row under the box
+    right_of = _right_neighbours(mask)
+    across = mask ^ right_of
+    down, diagonal = mask.copy(), mask.copy()  # the row under the box is empty
     down[:-1] ^= mask[1:]
-    diagonal[:-1] ^= _towards_first(mask, 1)[1:]
+    diagonal[:-1] ^= right_of[1:]
     with_right_neighbour = _columns(left - WORD * word, min(box.right, width - 1) - WORD * word, words)
     if box.bottom == height:  # the last row has no lower neighbours
         down[-1] = diagonal[-1] = 0
@@ -95,11 +96,21 @@ def dilate(bits: Bits, radius: int) -> UInt64[np.ndarray, "tall words"]:
         half = math.isqrt(radius * radius - dy * dy)
         while reach < half:
             step = min(half - reach, 2 * reach + 1, WORD - 1)  # a longer one would leave gaps
-            wide = wide | _towards_last(wide, step) | _towards_first(wide, step)
+            wide = _widened(wide, step)
             reach += step
         near[radius - dy : radius - dy + height] |= wide
         near[radius + dy : radius + dy + height] |= wide
     return near
+
+
+def _widened(bits: Bits, step: int) -> Bits:
+    """Every pixel, and those `step` < 64 columns to its left and right."""
+    words = bits.ravel()
+    out = words | words << np.uint64(step)
+    out |= words >> np.uint64(step)
+    out[1:] |= words[:-1] >> np.uint64(WORD - step)
+    out[:-1] |= words[1:] << np.uint64(WORD - step)
+    return np.reshape(out, bits.shape)
 
 
 def _packed(labels: LabelMap, label: int, box: tuple[int, int, int, int], word: int, words: int) -> Bits:
@@ -119,19 +130,11 @@ def _columns(first: int, last: int, words: int) -> UInt64[np.ndarray, " words"]:
     return np.frombuffer(bits.to_bytes(words * WORD // 8, "little"), "<u8").astype(np.uint64, copy=False)
 
 
-def _towards_last(bits: Bits, step: int) -> Bits:
-    """Every pixel moved `step` < 64 columns to the right."""
+def _right_neighbours(bits: Bits) -> Bits:
+    """In every place what its right neighbour holds."""
     words = bits.ravel()
-    moved = words << np.uint64(step)
-    moved[1:] |= words[:-1] >> np.uint64(WORD - step)
-    return moved.reshape(bits.shape)
-
-
-def _towards_first(bits: Bits, step: int) -> Bits:
-    """Every pixel moved `step` < 64 columns to the left."""
-    words = bits.ravel()
-    moved = words >> np.uint64(step)
-    moved[:-1] |= words[1:] << np.uint64(WORD - step)
+    moved = words >> np.uint64(1)
+    moved[:-1] |= words[1:] << np.uint64(WORD - 1)
     return moved.reshape(bits.shape)
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64, Int64
-from scipy.optimize import linear_sum_assignment
 
+from unspool.metrics.assignment import cheapest
 from unspool.metrics.jf import mean_of_known
 from unspool.metrics.labels import VOID, LabelMaps, in_step
 from unspool.metrics.runs import joint_runs
@@ -197,7 +197,7 @@ def iou_of(counts: Int64[np.ndarray, "*units p k"]) -> Float64[np.ndarray, "*uni
 
 def assigned(iou: Float64[np.ndarray, "p k"]) -> Int64[np.ndarray, " k"]:
     """Row assigned to every column, each row once, for the greatest sum; -1 for columns left over."""
-    rows, columns = linear_sum_assignment(-iou)
+    rows, columns = cheapest(-iou)
     chosen = np.full(iou.shape[1], NOTHING)
     chosen[columns] = rows
     return chosen

@@ -75,10 +75,10 @@ def pooled_over_objects(sequences: Iterable[ObjectScores]) -> Summary:
 
     On DAVIS-2016, where a sequence is one object, this is the mean over sequences.
     """
-    rows = [[astuple(j), astuple(f)] for scores in sequences for j, f in scores.statistics()]
-    table = np.array(rows) if rows else np.full((1, 2, 3), math.nan)  # [objects, J or F, statistic]
-    j, f = table.mean(axis=0).tolist()
-    return Summary((j[0] + f[0]) / 2, *j, *f)
+    rows = [(*astuple(j), *astuple(f)) for scores in sequences for j, f in scores.statistics()]
+    # column by column, as the official tool does: its three decimals hang on the last bit of the sum
+    means = [float(np.mean(column)) for column in zip(*rows, strict=True)] or [math.nan] * 6
+    return Summary((means[0] + means[3]) / 2, *means)
 
 
 def pooled_over_frames(sequences: Iterable[ObjectScores]) -> Summary:

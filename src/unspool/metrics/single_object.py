@@ -61,7 +61,7 @@ def single_object_oracle_frame(prediction: LabelMaps, truth: LabelMaps) -> Objec
     """`single-object-oracle-frame`: the cluster with the best J, chosen by the truth anew in every frame.
 
     Every id of the prediction is a cluster, 0 too; one that is absent from the frame is an empty mask. Ties
-    go to the lowest id. All frames. No scorer was released; see docs/protocols.
+    go to the lowest id. All frames. Source: BA, Tables 1 and 7, read literally; no scorer was released.
     """
     scores = _cluster_scores(prediction, truth)
     return _picked(scores, scores.j.argmax(axis=0))

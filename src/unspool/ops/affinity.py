@@ -64,7 +64,7 @@ class Tiling:
         """Features tile by tile; padded cells are zero."""
         right, below = self.columns * self.side - self.width, self.rows * self.side - self.height
         padded = pad(features, (0, right, 0, below))
-        blocks = padded.view(len(features), self.rows, self.side, self.columns, self.side)
+        blocks = padded.reshape(len(features), self.rows, self.side, self.columns, self.side)
         cells = blocks.permute(1, 3, 2, 4, 0)
         return cells.reshape(self.rows * self.columns, self.side**2, len(features))
 
@@ -107,12 +107,12 @@ def best_in_window(
     tokens = tiling.tokens(queries.device)
     bands = _bands(tiling, window, len(keys))
     parts = [_best_in_band(queries, keys, tokens, tiling, window=window, k=k, band=band) for band in bands]
-    return _row_major([torch.cat(column) for column in zip(*parts, strict=True)], tokens)
+    return row_major([torch.cat(column) for column in zip(*parts, strict=True)], tokens)
 
 
 def _bands(tiling: Tiling, window: Window, frames: int) -> Iterator[range]:
     """Rows of query tiles whose similarities are held together."""
-    reachable = len(_tile_offsets(tiling, window, torch.device("cpu"))[0])
+    reachable = len(tile_offsets(tiling, window, torch.device("cpu"))[0])
     row_bytes = 4 * tiling.columns * tiling.side**4 * reachable * frames
     count = min(tiling.rows, -(-row_bytes * tiling.rows // SCORE_BYTES))
     height = -(-tiling.rows // count)
@@ -120,7 +120,7 @@ def _bands(tiling: Tiling, window: Window, frames: int) -> Iterator[range]:
         yield range(top, min(top + height, tiling.rows))
 
 
-def _tile_offsets(
+def tile_offsets(
     tiling: Tiling, window: Window, device: torch.device
 ) -> tuple[Integer[Tensor, "offsets 2"], Float[Tensor, "offsets cells cells"]]:
     """Steps from a query tile to the key tiles in its reach; 0 where a cell sees a cell, else -inf."""
@@ -148,7 +148,8 @@ class _Pairs:
     key: Integer[Tensor, " pairs"]
 
 
-def _pairs(tiling: Tiling, offsets: Integer[Tensor, "offsets 2"], band: range) -> _Pairs:
+def pairs_in_reach(tiling: Tiling, offsets: Integer[Tensor, "offsets 2"], band: range) -> _Pairs:
+    """Which key tiles the query tiles of some rows see, and by which step."""
     device = offsets.device
     query = torch.arange(band.start * tiling.columns, band.stop * tiling.columns, device=device)
     row = query[:, None] // tiling.columns + offsets[:, 0]
@@ -179,8 +180,8 @@ def _best_in_band(
     band: range,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Similarity, frame and token `[n, k]` for the query cells of some rows of tiles, in tile order."""
-    offsets, bias = _tile_offsets(tiling, window, queries.device)
-    pairs = _pairs(tiling, offsets, band)
+    offsets, bias = tile_offsets(tiling, window, queries.device)
+    pairs = pairs_in_reach(tiling, offsets, band)
     scores, maxima = _score_pairs(queries, keys, tokens, bias, pairs)
 
     _, cells, groups = maxima.shape
@@ -250,7 +251,7 @@ def best_anywhere(
     rows = max(1, SCORE_BYTES // 32 // len(key))
     parts = [_best_of_all(part, key, padding, k) for part in torch.split(queries.flatten(0, 1), rows)]
     similarity, column = (torch.cat(each) for each in zip(*parts, strict=True))
-    return _row_major([similarity, torch.zeros_like(column), tokens.flatten()[column]], tokens)
+    return row_major([similarity, torch.zeros_like(column), tokens.flatten()[column]], tokens)
 
 
 def _best_of_all(
@@ -266,7 +267,7 @@ def _best_of_all(
     return similarity, column.gather(1, best)
 
 
-def _row_major(columns: list[Tensor], tokens: Integer[Tensor, "tiles cells"]) -> Matches:
+def row_major(columns: list[Tensor], tokens: Integer[Tensor, "tiles cells"]) -> Matches:
     """Queries from tile order to row-major order, padded cells dropped; padded keys point at token 0."""
     order = tokens.flatten().argsort(stable=True)[int((tokens < 0).sum()) :]
     similarity, frame, token = (column.index_select(0, order) for column in columns)

@@ -12,18 +12,20 @@ one reference per time at which ids appeared: memory does not grow with the clip
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 from torch.nn.functional import pad
 
 from unspool.errors import ShapeError, UsageError
+from unspool.ops import bounds
 from unspool.ops.affinity import Matches, Tiling, Window, best_anywhere, best_in_window, tiling_for
+from unspool.ops.bounds import Tokens, Winners
 from unspool.ops.resize import Rule, labels_to_soft, soft_to_labels
 
 __all__ = [
@@ -93,11 +95,11 @@ DINO = Propagation(
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame that may be looked at: its features, cut into tiles, and its soft labels."""
+    """A frame that may be looked at: its features and its soft labels."""
 
     time: int  # frames since the first annotated one
-    features: Float[Tensor, "tiles cells c"]
-    labels: Float[Tensor, "k tokens"]
+    tokens: Tokens
+    labels: Float[Tensor, "k n"]
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,9 @@ class State:
     recent: tuple[Frame, ...] = ()  # at most `context`, oldest first
     references: tuple[Reference, ...] = ()  # by time
     tiling: Tiling | None = None
+    axes: Float[Tensor, "c s"] | None = None  # of the sketches, where bounds may pay
+    winners: Winners | None = None  # of the last frame
+    bounds_from: int = 0  # time from which bounds are tried: they rest where they did not pay
 
 
 def start(how: Propagation) -> State:
@@ -143,14 +148,13 @@ def step(
         return state, features.new_zeros((0, height, width), dtype=torch.float32)
     tiling = tiling_for(height, width, features.device)
     _check_shapes(state, features, annotation or {}, tiling)
-    cut = tiling.cut(features)
-
-    labels = _carry(state, cut, tiling, how)
+    state, tokens = _sketch(state, tiling.cut(features), tiling)
+    state, labels = _carry(state, tokens, tiling, how)
     state = _with_ids(state, annotation or {})
     labels = pad(labels, (0, 0, 0, len(state.ids) - len(labels)))
     if annotation:
         labels = _insert(labels, state, annotation, how)
-    frame = Frame(state.time, cut, labels)
+    frame = Frame(state.time, tokens, labels)
     shown = _min_max_of_tokens(labels) if how.normalise_pixels else labels
     reference = Reference(replace(frame, labels=shown), frozenset(annotation or ()))
     return _remember(state, frame, reference, tiling, how), shown.view(-1, height, width)
@@ -172,16 +176,26 @@ def _check_shapes(
             )
 
 
+def _sketch(state: State, features: Float[Tensor, "tiles cells c"], tiling: Tiling) -> tuple[State, Tokens]:
+    """The axes of the sketches are those of the first frame; GPUs make all products faster than some."""
+    many = tiling.height * tiling.width >= bounds.FEWEST_TOKENS
+    if state.axes is None and many and features.device.type == "cpu" and features.dtype == torch.float32:
+        state = replace(state, axes=bounds.principal_axes(features, max(1, features.shape[-1] // 4 - 1)))
+    if state.axes is None:
+        return state, Tokens(features, features[..., :0])
+    return state, bounds.sketched(features, state.axes)
+
+
 def _carry(
-    state: State, queries: Float[Tensor, "tiles cells c"], tiling: Tiling, how: Propagation
-) -> Float[Tensor, "k tokens"]:
+    state: State, queries: Tokens, tiling: Tiling, how: Propagation
+) -> tuple[State, Float[Tensor, "k n"]]:
     """Each id follows the context of its own reference; the labels stored there are those of all ids."""
-    carried = queries.new_zeros((len(state.ids), tiling.height * tiling.width), dtype=torch.float32)
-    found = _search(state, queries, tiling, how)
+    carried = queries.features.new_zeros((len(state.ids), tiling.height * tiling.width), dtype=torch.float32)
+    state, found = _search(state, queries, tiling, how)
     for reference in state.references:
         channels = [i for i, id_ in enumerate(state.ids) if id_ in reference.ids]
         carried[channels] = _vote(found[reference.frame.time], channels, carried.shape[1], how)
-    return carried
+    return state, carried
 
 
 @dataclass(frozen=True)
@@ -194,18 +208,19 @@ class _Found:
 
 
 def _search(
-    state: State, queries: Float[Tensor, "tiles cells c"], tiling: Tiling, how: Propagation
-) -> dict[int, list[_Found]]:
+    state: State, queries: Tokens, tiling: Tiling, how: Propagation
+) -> tuple[State, dict[int, list[_Found]]]:
     """Matches of a frame's tokens by time of the reference.
 
     Frames that the same references look at are searched together, and each frame once, however many
     references there are.
     """
+    if not state.references:
+        return state, {}
+    state, floors = _floors(state, queries, tiling, how)
     together: dict[tuple[bool, ...], list[tuple[Frame, tuple[int, ...]]]] = defaultdict(list)
     times = [reference.frame.time for reference in state.references]
-    windowed = {f.time: f for f in state.recent}
-    if how.restrict_reference:
-        windowed |= {reference.frame.time: reference.frame for reference in state.references}
+    windowed = _windowed(state, how)
     for candidate in windowed.values():
         copies = tuple(_copies(candidate.time, time, state.time, how) for time in times)
         together[tuple(count > 0 for count in copies)].append((candidate, copies))
@@ -213,18 +228,107 @@ def _search(
     found: dict[int, list[_Found]] = {time: [] for time in times}
     k = how.top_k + (len(windowed) if how.keep_ties else 0)  # a place that stands still ties in every frame
     for sees, members in together.items():
-        if not any(sees):
+        readers = [i for i, seen in enumerate(sees) if seen]
+        if not readers:
             continue
         frames = tuple(member for member, _ in members)
-        matches = best_in_window(queries, [f.features for f in frames], tiling, how.window, k)
-        for i, time in enumerate(times):
-            if sees[i]:
-                found[time].append(_Found(matches, frames, tuple(copies[i] for _, copies in members)))
+        floor = torch.stack([floors[times[i]] for i in readers]).amin(dim=0) if floors else None
+        matches = _best_in_window(frames, queries, tiling, how.window, k, floor)
+        for i in readers:
+            found[times[i]].append(_Found(matches, frames, tuple(copies[i] for _, copies in members)))
     if not how.restrict_reference:
         for reference in state.references:
-            matches = best_anywhere(queries, reference.frame.features, tiling, k)
-            found[reference.frame.time].append(_Found(matches, (reference.frame,), (1,)))
-    return found
+            others = found[reference.frame.time]
+            matches = _best_in_reference(
+                reference, others, queries, tiling, k, floors.get(reference.frame.time)
+            )
+            others.append(_Found(matches, (reference.frame,), (1,)))
+    return _with_winners(state, found[times[0]], how), found
+
+
+def _windowed(state: State, how: Propagation) -> dict[int, Frame]:
+    """Frames of which only the window is seen, by time."""
+    frames = {frame.time: frame for frame in state.recent}
+    if how.restrict_reference:
+        frames |= {reference.frame.time: reference.frame for reference in state.references}
+    return frames
+
+
+def _floors(
+    state: State, queries: Tokens, tiling: Tiling, how: Propagation
+) -> tuple[State, dict[int, Float[Tensor, " n"]]]:
+    """A floor under the k-th best similarity, by time of the reference; none where bounds would not pay."""
+    if state.axes is None or state.time < state.bounds_from or not state.recent:
+        return state, {}
+    last = state.recent[-1]
+    likely = bounds.candidates(queries, last.tokens, last.time, state.winners, tiling, how.top_k)
+    pool = _windowed(state, how) | {one.frame.time: one.frame for one in state.references}
+    tokens = [frame.tokens for frame in pool.values()]
+    inside = _inside(likely.token, tiling, how.window)
+    floors = {}
+    for reference in state.references:
+        number = torch.full_like(likely.token, -1)
+        for i, time in enumerate(pool):
+            if time == reference.frame.time and not how.restrict_reference:
+                number[likely.time == time] = i
+            elif _copies(time, reference.frame.time, state.time, how):
+                number[(likely.time == time) & inside] = i
+        floors[reference.frame.time] = bounds.floor_of_candidates(
+            queries, tokens, number, likely.token, tiling, k=how.top_k
+        )
+    lowest = torch.stack(list(floors.values())).amin(dim=0)
+    if bounds.open_share(queries, tokens, tiling, how.window, floor=lowest) > bounds.WORTHWHILE:
+        return replace(state, bounds_from=state.time + bounds.REST), {}
+    return state, floors
+
+
+def _inside(token: Integer[Tensor, "n m"], tiling: Tiling, window: Window) -> Bool[Tensor, "n m"]:
+    """Whether the window of token i holds `token[i]`."""
+    query = torch.arange(len(token), device=token.device)[:, None]
+    return window.holds(
+        token // tiling.width - query // tiling.width, token % tiling.width - query % tiling.width
+    )
+
+
+def _best_in_window(
+    frames: Sequence[Frame], queries: Tokens, tiling: Tiling, window: Window, k: int, floor: Tensor | None
+) -> Matches:
+    if floor is None:
+        features = [frame.tokens.features for frame in frames]
+        return best_in_window(queries.features, features, tiling, window, k)
+    return bounds.bounded_in_window(
+        queries, [frame.tokens for frame in frames], tiling, window, k, floor=floor
+    )
+
+
+def _best_in_reference(
+    reference: Reference,
+    windowed: list[_Found],
+    queries: Tokens,
+    tiling: Tiling,
+    k: int,
+    floor: Tensor | None,
+) -> Matches:
+    """Matches anywhere in the reference, no worse than the k best of the other frames where bounds pay."""
+    tokens = reference.frame.tokens
+    if floor is None:
+        return best_anywhere(queries.features, tokens.features, tiling, k)
+    for found in windowed:
+        if found.matches.similarity.shape[1] == k:
+            floor = floor.maximum(found.matches.similarity[:, -1])
+    return bounds.bounded_anywhere(queries, tokens, tiling, k, floor=floor)
+
+
+def _with_winners(state: State, found: list[_Found], how: Propagation) -> State:
+    if state.axes is None:
+        return state
+    similarity = torch.cat([f.matches.similarity for f in found], dim=1)
+    time = torch.cat(
+        [torch.tensor([frame.time for frame in f.frames])[f.matches.frame] for f in found], dim=1
+    )
+    token = torch.cat([f.matches.token for f in found], dim=1)
+    best = similarity.topk(min(how.top_k, similarity.shape[1]), dim=1)[1]
+    return replace(state, winners=Winners(time.gather(1, best), token.gather(1, best)))
 
 
 def _copies(time: int, reference: int, now: int, how: Propagation) -> int:
@@ -242,9 +346,7 @@ def _copies(time: int, reference: int, now: int, how: Propagation) -> int:
     return repeated + int(how.restrict_reference)
 
 
-def _vote(
-    found: list[_Found], channels: list[int], tokens: int, how: Propagation
-) -> Float[Tensor, "k tokens"]:
+def _vote(found: list[_Found], channels: list[int], tokens: int, how: Propagation) -> Float[Tensor, "k n"]:
     """The weighted mean of the labels that the matches carry; rows of weights sum to 1, and stay unscaled."""
     similarity = torch.cat([f.matches.similarity for f in found], dim=1)
     copies = torch.cat(
@@ -259,7 +361,7 @@ def _vote(
     return torch.einsum("knm,nm->kn", labels, weights)
 
 
-def _channels(labels: Float[Tensor, "k tokens"], channels: list[int]) -> Float[Tensor, "wanted tokens"]:
+def _channels(labels: Float[Tensor, "k n"], channels: list[int]) -> Float[Tensor, "wanted n"]:
     """A frame seen before an id was known holds nothing of it."""
     missing = max(channels, default=0) + 1 - len(labels)
     return pad(labels, (0, 0, 0, max(0, missing)))[channels]
@@ -284,8 +386,8 @@ def _weights(
 
 
 def _insert(
-    carried: Float[Tensor, "k tokens"], state: State, annotation: Mapping[int, Tensor], how: Propagation
-) -> Float[Tensor, "k tokens"]:
+    carried: Float[Tensor, "k n"], state: State, annotation: Mapping[int, Tensor], how: Propagation
+) -> Float[Tensor, "k n"]:
     """What is given replaces what was carried, softly: m := (1 - g) m + g G, where g = sum of G."""
     given = torch.zeros_like(carried)
     channels = [state.ids.index(id_) for id_ in annotation]
@@ -297,7 +399,7 @@ def _insert(
     return (1 - cover) * kept + (cover * given if how.square_late_masks else given)
 
 
-def _min_max_of_tokens(labels: Float[Tensor, "k tokens"]) -> Float[Tensor, "k tokens"]:
+def _min_max_of_tokens(labels: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
     """Every token's channels stretched to 0..1. Source: CRW code/test.py, norm_mask."""
     lowest, highest = labels.amin(dim=0), labels.amax(dim=0)
     return (labels - lowest) / (highest - lowest).clamp_(min=torch.finfo(labels.dtype).tiny)

@@ -14,11 +14,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy.interpolate import CubicSpline
 
-from unspool.rendered.textures import Array, Colour, Packed, Skin, mix, pack, skin, step
+from unspool.rendered.textures import Array, Colour, Packed, Skin, between, mix, pack, skin, step
 
 BEARINGS = 2048  # directions in which an outline is tabulated
 CONTOUR = 40  # points of an outline that stand for it where its extent is asked for
 INK: Colour = (0.08, 0.06, 0.07)
+BARK: Colour = (0.42, 0.3, 0.2)
+GREEN: Colour = (0.3, 0.5, 0.2)
 WHITE: Colour = (0.97, 0.96, 0.93)
 
 Outline = npt.NDArray[np.float64]  # [BEARINGS] radii over -pi..pi, greatest is 1
@@ -185,13 +187,14 @@ def _eye(x: float, y: float, r: float) -> list[Mark]:
 def fruit(shop: Workshop) -> None:
     """A body with dimple, stem and leaf."""
     waist = float(shop.rng.uniform(0.6, 1.0))
+    top = 0.12 - 0.8 * waist
     body = spline((0, 0.95), (90, 0.86), (180, 0.95), (235, waist), (270, 0.8 * waist), (305, waist))
-    shop.add(box(5), (0.06, 0.24), (0, -0.68), (0, -0.2), paint=shop.dark, angle=0.25, swing=0.1)
+    shop.add(box(5), (0.06, 0.24), (0, top), (0, -0.2), paint=shop.dark, angle=0.25, swing=0.1)
     shop.add(body, (1.0, 1.0), gloss=0.6, relief=0.95)
     leaf_shape = spline(
         (0, 1), (40, 0.55), (90, 0.42), (140, 0.6), (180, 1), (220, 0.6), (270, 0.42), (320, 0.55)
     )
-    shop.add(leaf_shape, (0.36, 0.36), (0.03, -0.78), (0.3, 0), paint=shop.trim, angle=-0.5, swing=0.25)
+    shop.add(leaf_shape, (0.36, 0.36), (0.03, top - 0.12), (0.3, 0), paint=shop.trim, angle=-0.5, swing=0.25)
 
 
 def ball(shop: Workshop) -> None:
@@ -500,8 +503,8 @@ def turtle(shop: Workshop) -> None:
 
 def trunk(shop: Workshop, tall: float) -> None:
     """An upright stem with bark, knots and tufts; `tall` is half its height."""
-    wide = float(shop.rng.uniform(0.28, 0.4))
-    bark = skin(shop.rng, (shop.colours[5], shop.colours[4], shop.colours[1]), "fur")
+    wide = float(shop.rng.uniform(0.65, 0.85))
+    bark = skin(shop.rng, [between(shop.colours[i], BARK, 0.55) for i in (5, 4, 1)], "bark")
     knots = [
         (
             float(shop.rng.uniform(-0.6, 0.6)) * wide,
@@ -512,7 +515,7 @@ def trunk(shop: Workshop, tall: float) -> None:
         )
         for _ in range(4)
     ]
-    shop.add(box(9), (wide, tall), paint=bark, marks=knots, relief=0.95)
+    shop.add(box(9), (wide, tall), paint=bark, marks=knots, relief=0.85)
     for _ in range(3):
         y, side = float(shop.rng.uniform(-1.5, 1.2)), float(shop.rng.choice([-1, 1]))
         _foliage(shop, (side * wide, y), 0.36)
@@ -533,13 +536,12 @@ def bush(shop: Workshop) -> None:
 
 
 def _foliage(shop: Workshop, at: tuple[float, float], size: float) -> None:
-    green = skin(shop.rng, (shop.colours[5], shop.colours[4], shop.colours[1]), "leaves")
-    lobes = int(shop.rng.integers(8, 13))
-    outline = blob(shop.rng, 0.2) * (
-        1 - 0.22 * np.abs(np.sin(lobes / 2 * bearings() + shop.rng.uniform(0, 3)))
-    )
+    greens = [between(shop.colours[i], GREEN, 0.5) for i in (5, 4, 1)]
+    lobes = np.abs(np.sin(int(shop.rng.integers(8, 13)) / 2 * bearings() + shop.rng.uniform(0, 3)))
+    outline = _scaled(blob(shop.rng, 0.2) * (0.8 + 0.2 * lobes))
     wide = size * float(shop.rng.uniform(0.9, 1.2))
-    shop.add(_scaled(outline), (wide, 0.85 * size), at, paint=green, swing=0.07, phase=3 * at[0])
+    paint = skin(shop.rng, greens, "leaves")
+    shop.add(outline, (wide, 0.85 * size), at, paint=paint, swing=0.07, phase=3 * at[0])
 
 
 KINDS: dict[str, tuple[Callable[[Workshop], None], Gait, tuple[str, ...]]] = {

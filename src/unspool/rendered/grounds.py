@@ -19,7 +19,7 @@ def paint_ground(
     order = [*rng.permutation(3), 3, 4, 5]
     picture = GROUNDS[name](noise, xs + np.float32(20), ys + np.float32(20), [colours[i] for i in order])
     broad = noise.fractal(xs - 5, ys + 9, 0.9, 2)
-    fine = noise.fractal(xs + 3, ys + 2, 26.0, 2, rough=0.9)
+    fine = noise.fractal(xs + 3, ys + 2, 26.0, 3, rough=0.9)
     mean, grey = picture.mean((0, 1)), picture.mean(2, keepdims=True)
     quiet: Array = 0.55 * picture + 0.2 * grey + 0.25 * mean  # than what moves over it
     quiet *= ((0.78 + 0.44 * broad) * (0.8 + 0.4 * fine))[..., None]

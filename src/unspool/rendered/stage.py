@@ -17,10 +17,9 @@ from unspool.rendered.creatures import KINDS, SEMANTIC, Part, Workshop
 from unspool.rendered.drawing import Box, box_around, cast_shadow, draw, lay_over
 from unspool.rendered.grounds import GROUNDS, paint_ground
 from unspool.rendered.motion import Affine, Body, Camera, Path, Pose, Sway, Wave, affine, compose, joints
-from unspool.rendered.textures import Array, Colour, Packed, pack, palette
+from unspool.rendered.textures import Array, Colour, Packed, between, pack, palette
 
 OWN = 0.75  # how far an object's base colour is from the scene's palette, 0..1
-TALL = 0.3  # world units per unit of a trunk or bush
 CLUTTER = ("leaf", "fruit", "ball", "starfish", "leaf", "fruit")
 STILL = Sway(0.0, 1.0, 0.0)
 MOST = 254  # objects: their ids are uint8, and 255 means void
@@ -34,8 +33,8 @@ class Scene:
     height: int = 256  # px, >= 16
     width: int = 256  # px, >= 16
     frames: int = 48  # >= 1
-    fps: Fraction = Fraction(24)  # frames per second
-    objects: int = 4  # 1..254, all of them in view in frame 0
+    fps: Fraction | int = Fraction(24)  # frames per second
+    objects: int = 4  # 1..254; all start in the picture
     lookalikes: int = 1  # how many of the objects look like another one, 0..objects-1
     occluders: int = 1  # things in the foreground that belong to no object, 0..8
     clutter: int = 40  # small things on the ground in the objects' colours, 0..200
@@ -90,7 +89,7 @@ class Lamp:
     def lit(self, picture: Array, time: float) -> None:
         """Light `picture` [H, W, 4] (changed)."""
         height, width = picture.shape[:2]
-        gain, warmth = exp(self.gain.at(time)), self.warmth.at(time)
+        gain, warmth = exp(self.gain.at(time) - 0.05), self.warmth.at(time)
         x = (np.arange(width, dtype=np.float32) + np.float32(0.5)) / width - np.float32(
             0.4 + self.spot[0].at(time)
         )
@@ -215,7 +214,7 @@ def _lamp(scene: Scene) -> Lamp:
     much = scene.light
     spot = Sway.random(rng, 0.25 * much, (2, 6)), Sway.random(rng, 0.2 * much, (2, 6))
     return Lamp(
-        Sway.random(rng, 0.13 * much, (1.5, 5)),
+        Sway.random(rng, 0.1 * much, (1.5, 5)),
         Sway.random(rng, 0.05 * much, (2, 6)),
         spot,
         0.35 * min(much, 1.5),
@@ -227,7 +226,7 @@ def _lamp(scene: Scene) -> Lamp:
 
 def _objects(scene: Scene, colours: Sequence[Colour]) -> list[Actor]:
     rng = _stream(scene, "objects")
-    scale = float(np.clip(0.36 / sqrt(scene.objects), 0.05, 0.21))
+    scale = float(np.clip(0.4 / sqrt(scene.objects), 0.05, 0.22))
     starts = _spread(rng, scene, scene.objects, 0.75 * scale)
     looks = []
     for index, kind in enumerate(_deal(rng, scene.kinds, scene.objects - scene.lookalikes)):
@@ -248,13 +247,8 @@ def _coat(rng: np.random.Generator, colours: Sequence[Colour]) -> list[Colour]:
         float(rng.random()), float(rng.uniform(0.45, 0.9)), float(rng.uniform(0.5, 1.0))
     )
     first, second, third = rng.permutation(4)[:3].tolist()
-    mixed = [_between(colours[first], own, OWN), _between(colours[second], own, OWN / 3), colours[third]]
-    return [*mixed, colours[3], _between(colours[4], own, OWN / 2), colours[5]]
-
-
-def _between(one: Colour, other: Colour, weight: float) -> Colour:
-    r, g, b = ((1 - weight) * a + weight * c for a, c in zip(one, other, strict=True))
-    return r, g, b
+    mixed = [between(colours[first], own, OWN), between(colours[second], own, OWN / 3), colours[third]]
+    return [*mixed, colours[3], between(colours[4], own, OWN / 2), colours[5]]
 
 
 def _deal(rng: np.random.Generator, kinds: Sequence[str], count: int) -> list[str]:
@@ -282,9 +276,7 @@ def _far(
     way = (index + scene.seed) % 3
     if way == 0:
         side = 1.0 if x > 0 else -1.0
-        return side * (half_x + 2.2 * size + 0.15), float(
-            np.clip(y + rng.uniform(-0.3, 0.3), -half_y, half_y)
-        )
+        return side * (half_x + 1.2 * size), float(np.clip(y + rng.uniform(-0.3, 0.3), -half_y, half_y))
     if way == 1 and len(starts) > 1:
         other = starts[(index + 1) % len(starts)]
         reach = float(rng.uniform(1.1, 1.5))
@@ -296,7 +288,7 @@ def _body(
     rng: np.random.Generator, scene: Scene, look: Look, start: tuple[float, float], far: tuple[float, float]
 ) -> Body:
     length = hypot(far[0] - start[0], far[1] - start[1])
-    speed = float(rng.uniform(0.22, 0.42))  # short sides per second, on average
+    speed = float(rng.uniform(0.2, 0.38))  # short sides per second, on average
     gait = KINDS[look.kind][1]
     slender = {"heading": (0.5, 0.8), "upright": (0.0, 0.15)}.get(gait, (0.1, 0.5))
     breadth = float(rng.uniform(*slender) * rng.choice([-1, 1]))
@@ -328,28 +320,31 @@ def _wave(rng: np.random.Generator, axis: int, much: float) -> Wave:
 
 
 def _occluders(scene: Scene, colours: Sequence[Colour], bodies: Sequence[Body]) -> list[Actor]:
-    """Trunks and bushes that stand where no object starts."""
+    """Trunks and bushes in the way of objects, as far as possible from where these start."""
     rng = _stream(scene, "occluders")
     half_x, half_y = scene.aspect
-    taken = [b.path.start[0] for b in bodies]
+    scale = 1.5 * bodies[0].scale
+    texels = scale * min(scene.height, scene.width)
+    starts, fars = np.array([(body.path.start[0], body.path.far[0]) for body in bodies]).T
+    taken = list(starts)
     actors = []
     for index in range(scene.occluders):
-        trial = rng.uniform(-0.9 * half_x, 0.9 * half_x, 40)
+        way = rng.integers(len(bodies), size=40)
+        trial = starts[way] + rng.uniform(0.3, 0.7, 40) * (fars - starts)[way]  # where objects pass
+        trial = np.clip(trial, -0.9 * half_x, 0.9 * half_x)
         x = float(trial[np.abs(trial[:, None] - np.array(taken)).min(1).argmax()])
         taken.append(x)
-        shop = Workshop(
-            _stream(scene, "occluder", index), colours, "fur", TALL * min(scene.height, scene.width)
-        )
+        shop = Workshop(_stream(scene, "occluder", index), colours, "fur", texels)
         low = bool(rng.random() < 0.5)
         if low:
             creatures.bush(shop)
         else:
-            creatures.trunk(shop, 1.7 * half_y / TALL)
+            creatures.trunk(shop, 2.3 * half_y / scale)
         body = Body(
             parts=tuple(shop.parts),
             path=Path.standing((x, half_y if low else 0.0)),
             gait="rock",
-            scale=TALL,
+            scale=scale,
             mirrored=False,
             rate=2.0,
             turn=Sway.random(rng, 0.015, (2, 5)),

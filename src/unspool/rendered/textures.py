@@ -44,6 +44,12 @@ def _jittered(rng: np.random.Generator, colour: Sequence[float]) -> Colour:
     return r, g, b
 
 
+def between(one: Colour, other: Colour, weight: float) -> Colour:
+    """`one` at weight 0, `other` at 1."""
+    r, g, b = ((1 - weight) * x + weight * y for x, y in zip(one, other, strict=True))
+    return r, g, b
+
+
 # ------------------------------------------------------------------------------------ random fields
 
 
@@ -159,19 +165,6 @@ def mix(below: Array, above: Array | Colour, weight: Array) -> Array:
 
 # --------------------------------------------------------------------------------------------- skins
 
-PATTERNS = (
-    "stripes",
-    "spots",
-    "patches",
-    "checker",
-    "rings",
-    "marble",
-    "scales",
-    "fur",
-    "speckles",
-    "leaves",
-)
-
 
 def skin(rng: np.random.Generator, colours: Sequence[Colour], pattern: str) -> Skin:
     """One of the patterns in these colours (base, second, accent)."""
@@ -243,13 +236,24 @@ def _leaves(noise: Noise, xs: Array, ys: Array, rate: float, angle: float) -> Ar
     return clamped(step(gap, 0.06, 0.2) * (0.25 + 0.75 * value) * (1.15 - 0.7 * nearest))
 
 
-_PATTERN = dict(
-    zip(
-        PATTERNS,
-        (_stripes, _spots, _patches, _checker, _rings, _marble, _scales, _fur, _speckles, _leaves),
-        strict=True,
-    )
-)
+def _bark(noise: Noise, xs: Array, ys: Array, rate: float, angle: float) -> Array:
+    ridges = noise.fractal(xs, ys, 7 * rate, 4, stretch=5, rough=0.75)
+    return clamped(1.3 * np.abs(2 * ridges - 1) * (0.6 + 0.8 * noise.smooth(xs, ys, 1.5)))
+
+
+_PATTERN = {
+    "stripes": _stripes,
+    "spots": _spots,
+    "patches": _patches,
+    "checker": _checker,
+    "rings": _rings,
+    "marble": _marble,
+    "scales": _scales,
+    "fur": _fur,
+    "speckles": _speckles,
+    "leaves": _leaves,
+    "bark": _bark,
+}
 
 # ------------------------------------------------------------------------------------ packed pictures
 

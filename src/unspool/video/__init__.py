@@ -17,7 +17,7 @@ from typing import overload
 
 import av
 
-from unspool.errors import UnspoolWarning, UsageError, VideoError
+from unspool.errors import UnspoolError, UnspoolWarning, UsageError, VideoError
 from unspool.video.container import Container, Notice, Picture
 from unspool.video.source import Place, place
 from unspool.video.stills import Stills
@@ -183,6 +183,10 @@ def _errors_named(where: Place) -> Iterator[None]:
         raise VideoError(f"{where}: {_reason(where, error)}") from error
     except OSError as error:
         raise VideoError(f"{where}: cannot be read ({error.strerror or error}); check the file") from error
+    except Exception as error:  # every kind of storage behind an address has errors of its own
+        if where.files is None or isinstance(error, (UnspoolError, IndexError, Warning)):
+            raise
+        raise VideoError(f"{where}: cannot be read ({error}); check the address and your access") from error
 
 
 def _refuse_no_file(where: Place) -> None:

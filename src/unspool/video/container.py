@@ -101,15 +101,18 @@ class Container:
             self.careful = True
             frames, lost = self._decode_all(careful=True)
         if not frames:
-            announced = f"announces {self.index.announced or self.index.packets} frames"
-            remedy = "the file is cut off or damaged, get a whole copy"
-            raise VideoError(f"{self.source}: {announced}, but none can be decoded; {remedy}")
+            announced = self.index.announced or self.index.packets
+            said = (
+                f"announces {announced} frames, but none can be decoded" if announced else "holds no frames"
+            )
+            raise VideoError(f"{self.source}: {said}; the file is cut off or damaged, get a whole copy")
         stamps = [frame.pts for frame in frames if frame.pts is not None]
         ascending = len(stamps) == len(frames) and all(a < b for a, b in pairwise(stamps))
         self.index.counted = not ascending and not self.index.plain
         # Where time stamps are to be trusted, a frame that comes too late is damage: lost, as in players.
         self.index.pts = np.arange(len(frames)) if self.index.counted else _ascending(stamps)
         self.index.anchors = np.intersect1d(self.index.anchors, self.index.pts)
+        self.fps = self._fps()
         self._tell_losses(lost, [f.pts for f in frames if f.damaged], notice)
         return frames[0].frame
 

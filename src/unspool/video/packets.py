@@ -116,10 +116,11 @@ def video_stream(container: Any, source: Place) -> Any:
     if container.format.name in NOT_VIDEO:
         raise VideoError(f"{source}: is a text file, not a video; give a video file or a folder of frames")
     if not streams:
-        kinds = sorted({s.type for s in container.streams}) or ["nothing"]
-        raise VideoError(
-            f"{source}: has no video stream, only {' and '.join(kinds)}; give a file with pictures"
-        )
+        kinds = " and ".join(sorted({s.type for s in container.streams}))
+        only = f", only {kinds}" if kinds else ""
+        raise VideoError(f"{source}: has no video stream{only}; give a file with pictures")
+    if streams[0].codec_context is None:
+        raise VideoError(f"{source}: FFmpeg does not know its video codec; convert it to H.264")
     return streams[0]
 
 

@@ -182,7 +182,7 @@ class VideoWriter:
             yield
         except (av.FFmpegError, OSError) as error:
             self.abort()
-            raise OutputError(f"{self.path}: cannot be written ({error.strerror or error})") from error
+            raise OutputError.of(self.path, error) from error
         except BaseException:
             self.abort()
             raise
@@ -194,7 +194,8 @@ class _Sound:
     def __init__(self, source: Place) -> None:
         self._path = source
         self._container, self._file = open_container(source)
-        self._source = next(iter(self._container.streams.audio), None)
+        known = (s for s in self._container.streams.audio if s.codec_context is not None)
+        self._source = next(known, None)
         self.rate: int = self._source.rate if self._source else 1
         self._packets: Iterator[Any] = iter(())
         self._next: Any = None

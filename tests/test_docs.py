@@ -1,0 +1,81 @@
+"""The docs are true: verbs are documented, documented commands parse, links lead somewhere."""
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from unspool.cli import app
+from unspool.encoders import MODELS
+from unspool.protocols.tracking import PROTOCOLS
+from unspool.tracking import PRESETS, tracking_preset
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TEXT = {page.relative_to(ROOT): page.read_text("utf-8") for page in PAGES}
+BLOCKS = re.compile(r"^```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
+COMMANDS = sorted(
+    {
+        (str(page), line)
+        for page, text in TEXT.items()
+        for block in BLOCKS.findall(text)
+        for line in block.splitlines()
+        if re.search(r"\bunspool (?!-)", line)
+    }
+)
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS)
+def test_a_documented_command_parses(page: str, line: str) -> None:
+    words = shlex.split(line.rsplit("&&", maxsplit=1)[-1], comments=True)
+    at = next(i for i, word in enumerate(words) if Path(word).name == "unspool")
+    app.parse_args(words[at + 1 :], exit_on_error=False, print_error=False)
+
+
+def test_every_verb_is_documented() -> None:
+    documented = "\n".join(TEXT.values())
+    for verb in ("demo", "track", "eval tracking", "models", "view"):
+        assert f"unspool {verb}" in documented
+
+
+def test_every_protocol_and_every_named_model_is_documented() -> None:
+    assert all(f"`{name}`" in TEXT[Path("docs/protocols.md")] for name in PROTOCOLS)
+    assert all(f"`{name}`" in TEXT[Path("docs/encoders.md")] for name in MODELS)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_names_its_paper_its_table_its_score_and_its_command(name: str) -> None:
+    table = tomllib.loads((ROOT / "src" / "unspool" / "presets" / f"{name}.toml").read_text("utf-8"))
+    assert set(table["source"]) >= {"paper", "code", "table", "expected", "command"}
+    assert f"--preset {name}" in table["source"]["command"]
+    assert tracking_preset(name).propagation
+
+
+def test_every_figure_of_the_performance_page_names_a_benchmark_that_exists() -> None:
+    text = TEXT[Path("docs/performance.md")]
+    named = set(re.findall(r"benchmarks/\w+\.py", text))
+    assert named
+    assert all((ROOT / name).is_file() for name in named)
+    sections = [part for part in text.split("\n## ")[1:] if re.search(r"\d", part)]
+    assert all("benchmarks/" in part for part in sections)
+
+
+def test_links_lead_somewhere() -> None:
+    for page, text in TEXT.items():
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (ROOT / page).parent.joinpath(target).exists(), f"{page}: {target}"
+
+
+def test_the_first_lines_of_the_readme_hold_two_commands() -> None:
+    head = "\n".join(TEXT[Path("README.md")].splitlines()[:25])
+    lines = [line for block in BLOCKS.findall(head + "\n") for line in block.splitlines()]
+    assert len(lines) == 2
+    assert all("python3 -m venv .venv" in line for line in lines)
+
+
+def test_no_page_names_a_place_that_readers_do_not_have() -> None:
+    for page, text in TEXT.items():
+        for word in ("../shared", "shared/", "/work/", "/root/", "/tmp/"):
+            assert word not in text, f"{page} names {word}"
