@@ -73,8 +73,6 @@ class RunOptions:
     "Start again in a folder that holds results of other settings."
     workers: Annotated[int, Parameter(group=RUNTIME)] = 1
     "Videos in work at the same time, each in a process of its own."
-    memory: Annotated[str | None, Parameter(group=RUNTIME)] = None
-    "Memory for tiles of arithmetic, e.g. 500MB or 2GB; never changes a result."
     dry_run: Annotated[bool, Parameter(group=RUNTIME)] = False
     "Say what would be done, with estimated time and peak memory, and stop."
     timings: Annotated[bool, Parameter(group=RUNTIME)] = False

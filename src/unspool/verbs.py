@@ -432,7 +432,7 @@ def _estimate(settings: Settings, tracking: Json, jobs: Sequence[TrackJob]) -> s
     measured: dict[tuple[int, int], tuple[float, int]] = {}
     for job in jobs:
         try:
-            with open_video(job.source) as video:
+            with warnings.catch_warnings(action="ignore"), open_video(job.source) as video:
                 size = (video.height, video.width)
                 if size not in measured:
                     measured[size] = cost(size, _encoder_of(settings), how)
