@@ -151,7 +151,9 @@ def random_transform(
     zooms = zooms[ranks.share(len(clip))]
     second = zoom(clip.flatten(1, 2), zooms).view_as(clip)
     like = torch.empty((), device=clip.device)
-    first, second = (normalised(view, IMAGENET_STD, like) for view in (clip, second))
+    first, second = (
+        normalised(view.flatten(0, 1), IMAGENET_STD, like).view_as(view) for view in (clip, second)
+    )
     return Views(first, second, zooms.matrices()[1])
 
 
