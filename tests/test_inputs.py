@@ -114,3 +114,21 @@ def test_two_masks_for_one_frame_are_refused(tmp_path: Path) -> None:
     touch(tmp_path / "a.png", tmp_path / "b.png")
     with pytest.raises(UsageError, match="two masks for frame 0"):
         masks_of(["v.mp4"], ["v"], [str(tmp_path / "a.png"), f"0:{tmp_path / 'b.png'}"])
+
+
+def test_names_never_collide(tmp_path: Path) -> None:
+    for videos in (
+        ["x/clip.mp4", "x/clip.mkv", "z/x-clip_1.mp4"],
+        ["clip.mp4", "clip-001.mp4", "clip-000.mp4"],
+        ["clip.mp4", "sub/clip.mp4"],
+    ):
+        names = names_of(videos)
+        assert len(set(names)) == len(videos)
+        assert not any(n.startswith("-") for n in names)
+        assert not {f"{n}-{i:03d}" for n in names for i in range(3)} & set(names)
+
+
+def test_an_empty_list_is_wrong_use(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("\n")
+    with pytest.raises(UsageError, match="names no video"):
+        expand_inputs([f"@{tmp_path / 'list.txt'}"])

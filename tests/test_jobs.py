@@ -89,8 +89,10 @@ def test_a_rerun_skips_what_is_done_and_does_what_is_missing(tmp_path: Path) -> 
 
 def test_a_rerun_with_a_changed_input_is_refused(tmp_path: Path) -> None:
     run(plan(tmp_path, Item("a", tmp_path)))
+    before = (tmp_path / "run.json").read_bytes()
     with pytest.raises(UsageError, match="'a' was done with another video"):
         run(plan(tmp_path, Item("a", tmp_path, version=2)))
+    assert (tmp_path / "run.json").read_bytes() == before
 
 
 def test_a_failed_job_is_named_and_the_others_are_done(tmp_path: Path) -> None:

@@ -160,6 +160,13 @@ def test_json_events_stand_alone_on_stdout(run: Run, tmp_path: Path) -> None:
     assert {"video", "frame", "done"} <= {e["event"] for e in events}
 
 
+def test_the_dino_preset_normalises_as_dino_does(run: Run, tmp_path: Path) -> None:
+    from unspool import verbs
+
+    how = verbs._tracking_record(verbs.Settings(preset="dino"))
+    assert verbs._encoder_of(verbs.Settings(), how).std == (0.228, 0.224, 0.225)
+
+
 def test_a_dry_run_estimates_and_writes_nothing(run: Run, tmp_path: Path) -> None:
     make_clip(tmp_path / "clip.mp4")
     make_mask(tmp_path / "first.png")
@@ -298,9 +305,11 @@ def test_a_missing_prediction_is_named(run: Run, tmp_path: Path) -> None:
             make_parent(tmp_path / "pred" / "bee" / f"{t:05d}.png"),
             read_truth(truth / "bee" / f"{t:05d}.png"),
         )
-    code, _, err = run("eval", "tracking", "--pred", "pred", "--truth", truth, "-o", "s")
+    code, out, err = run("eval", "tracking", "--pred", "pred", "--truth", truth, "-o", "s")
     assert code == 1
     assert "ant: no prediction for frame 00003.png" in err
+    assert out.startswith("davis17-semi: ") and "over 1 of 2 sequences, without ant" in out
+    assert read(tmp_path / "s" / "scores.json")["missing"] == ["ant"]
     assert read(tmp_path / "s" / "scores.json")["sequences"]["bee"]["J-Mean"] == 1.0
 
 
@@ -333,6 +342,16 @@ def test_a_tree_that_is_no_davis_says_what_was_looked_for(run: Run, tmp_path: Pa
         (["track", "clip.mp4", "--mask", "first.png", "--preset", "dull"], "dul"),
         (["track", "clip.mp4", "--mask", "first.png", "--device", "cuda:9"], "device 'cuda:9' is not there"),
         (["track", "clip.mp4", "--mask", "first.png", "--no-such-option"], "no-such-option"),
+        (["track", "clip.mp4", "--mask", "first.png", "--set", "propagation.top_k=abc"], "expected int"),
+        (["track", "clip.mp4", "--mask", "first.png", "--set", "propagation=5"], "is a table"),
+        (["track", "clip.mp4", "--mask", "first.png", "--set", "a b=3"], "expected KEY=VALUE"),
+        (["track", "clip.mp4", "--mask", "first.png", "--set", "short_side=true"], "expected int"),
+        (["track", "clip.mp4", "--mask", "first.png", "--resolution", "0"], "at least 1 px"),
+        (["track", "clip.mp4", "--mask", "first.png", "--workers", "0"], "at least 1"),
+        (
+            ["track", "clip.mp4", "--mask", "first.png", "--preset", "crw", "--model", "random-vits16"],
+            "offers",
+        ),
         (["eval", "tracking"], "either --data KIND:PATH"),
         (["eval", "tracking", "--pred", "a"], "--pred and --truth belong together"),
         (["eval", "tracking", "--data", "davis99:x"], "KIND one of davis17, davis16"),

@@ -179,6 +179,7 @@ def test_a_failing_writer_is_an_output_error(tmp_path: Path, monkeypatch: pytest
 
 def test_a_run_continues_with_the_same_settings(tmp_path: Path) -> None:
     run = Run(tmp_path, {"verb": "track", "config": {"model": "a", "size": (1, 2)}})
+    run.begin()
     run.video({"name": "x", "status": "done"})
     run.end("done")
     again = Run(tmp_path, {"verb": "track", "config": {"model": "a", "size": (1, 2)}})
@@ -197,5 +198,14 @@ def test_overwrite_starts_again_and_keeps_what_is_not_ours(tmp_path: Path) -> No
     write_result(tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
     run = Run(tmp_path, {"verb": "track", "config": {"model": "b"}}, overwrite=True)
+    run.begin()
     assert run.record["videos"] == []
     assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.txt", "run.json"]
+
+
+def test_overwrite_mends_a_record_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{half")
+    with pytest.raises(OutputError, match="use --overwrite"):
+        Run(tmp_path, {"verb": "track", "config": {}})
+    Run(tmp_path, {"verb": "track", "config": {}}, overwrite=True).begin()
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "running"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -222,6 +223,8 @@ def _run(plan: Any, run: RunOptions, model: ModelOptions | None, **arguments: An
 
     if model is not None:
         arguments["settings"] = verbs.resolve_settings(model.given(), model.config, model.settings or [])
+    if run.workers < 1:
+        raise UsageError(f"--workers {run.workers}: at least 1")
     with Reporter(as_json=run.json, quiet=run.quiet, verbose=run.verbose, timings=run.timings) as reporter:
         return jobs.execute(
             plan(output=run.output, **arguments),
@@ -234,7 +237,7 @@ def _run(plan: Any, run: RunOptions, model: ModelOptions | None, **arguments: An
 
 
 def version(verbose: bool) -> str:
-    """`unspool X`; verbose adds what it runs on: torch, codecs, devices, missing extras."""
+    """`unspool X`; verbose adds what it runs on: torch, codecs, devices."""
     if not verbose:
         return f"unspool {unspool.__version__}"
     from unspool.jobs import environment
@@ -257,3 +260,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # whoever read our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,8 @@ def expand_inputs(inputs: Sequence[str]) -> list[str]:
     found: list[str] = []
     for entry in inputs:
         found += _expand(entry)
+    if not found:
+        raise UsageError(f"{', '.join(inputs)}: names no video")
     return list(dict.fromkeys(found))
 
 
@@ -52,7 +55,7 @@ def _expand(entry: str) -> list[str]:
 
 
 def _expand_folder(folder: Path) -> list[str]:
-    entries = sorted(folder.iterdir())
+    entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     videos = [str(p) for p in entries if p.suffix.lower() in VIDEO_ENDINGS and p.is_file()]
     if videos:
         return videos
@@ -66,13 +69,21 @@ def _expand_folder(folder: Path) -> list[str]:
 
 
 def names_of(videos: Sequence[str]) -> list[str]:
-    """A short, unique, file-safe name per video: its stem, with its parent's name where stems are equal."""
+    """A short, unique, file-safe name per video: its stem, with its parent's name where stems are equal.
+
+    No name is another one followed by a number as the page's data files are.
+    """
     stems = [safe_name(_stem(v)) for v in videos]
-    named = [
-        safe_name(f"{Path(v).parent.name}-{_stem(v)}") if stems.count(stem) > 1 else stem
-        for v, stem in zip(videos, stems, strict=True)
-    ]
-    return [n if named.count(n) == 1 else f"{n}-{named[:i].count(n)}" for i, n in enumerate(named)]
+    taken: list[str] = []
+    for video, stem in zip(videos, stems, strict=True):
+        base = stem if stems.count(stem) == 1 else safe_name(f"{Path(video).resolve().parent.name}-{stem}")
+        if any(re.fullmatch(rf"{re.escape(other)}-\d{{3,}}", base) for other in stems):
+            base += "_"
+        name, number = base, 1
+        while name in taken or (name != base and name in stems):
+            name, number = f"{base}_{number}", number + 1
+        taken.append(name)
+    return taken
 
 
 def _stem(video: str) -> str:

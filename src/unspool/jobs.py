@@ -14,9 +14,11 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from queue import Empty
 from types import FrameType
@@ -93,9 +95,11 @@ def execute(
         "model": plan.model() if plan.model else {},
         "machine": machine(),
     }
-    with _writable(plan.folder), stopping() as stop:
+    _make_writable(plan.folder)
+    with stopping() as stop:
         run = Run(plan.folder, record, overwrite=overwrite)
         todo, done = _remaining(plan, report)
+        run.begin()
         if todo and plan.estimate:
             report({"event": "note", "text": plan.estimate()})
         outcomes = [*done]
@@ -164,11 +168,11 @@ def _end(plan: Plan, run: Run, report: Report, outcomes: list[Json], stop: Stopp
     page = write_page(plan.folder)
     report({"event": "end", "status": status, "page": str(page), "timings": timings, "frames": _frames(done)})
     if stop.is_set():
-        report({"event": "note", "text": "stopped; run the same command again to continue"})
+        report({"event": "summary", "text": "stopped; run the same command again to continue"})
         return 128 + stop.signal
     if failed:
         names = ", ".join(o["name"] for o in failed)
-        report({"event": "note", "text": f"{len(failed)} of {len(outcomes)} failed: {names}"})
+        report({"event": "summary", "text": f"{len(failed)} of {len(outcomes)} failed: {names}"})
     return 1 if failed else 0
 
 
@@ -186,13 +190,11 @@ def _describe(plan: Plan, report: Report) -> int:
     return 1 if plan.failures else 0
 
 
-@contextmanager
-def _writable(folder: Path) -> Iterator[None]:
+def _make_writable(folder: Path) -> None:
     try:
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"{folder}: is a file, not a folder; choose another with -o")
         folder.mkdir(parents=True, exist_ok=True)
-        yield
     except OSError as error:
         raise OutputError.of(folder, error) from error
 
@@ -217,7 +219,7 @@ def run_jobs(
             return
         try:
             yield job, work(job, report, stop)
-        except (Exception, Interrupted) as error:
+        except Exception as error:
             yield job, error
 
 
@@ -225,27 +227,49 @@ def _run_in_processes(
     jobs: Sequence[Any], work: Callable[..., Json], report: Report, stop: Stop, workers: int
 ) -> Iterator[tuple[Any, Json | BaseException]]:
     context = get_context("spawn")  # fork would copy torch's threads
-    with context.Manager() as manager:
+    manager = SyncManager(ctx=context)
+    manager.start(_leave_signals_to_the_parent)
+    with manager:
         events, stopped = manager.Queue(), manager.Event()
         threads = max(1, (os.cpu_count() or 1) // workers)
         pool = ProcessPoolExecutor(workers, context, _start_worker, (threads,))
         with pool:
             running: dict[Future[Json], Any] = {pool.submit(work, j, events.put, stopped): j for j in jobs}
-            while running:
-                _forward(events, report)
-                if stop.is_set() and not stopped.is_set():
-                    stopped.set()
-                    for future in list(running):
-                        if future.cancel():
-                            del running[future]
-                ended, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-                _forward(events, report)
-                for future in ended:
-                    yield running.pop(future), future.exception() or future.result()
+            try:
+                while running:
+                    _forward(events, report)
+                    if stop.is_set() and not stopped.is_set():
+                        stopped.set()
+                        for future in list(running):
+                            if future.cancel():
+                                del running[future]
+                    ended, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+                    _forward(events, report)
+                    for future in ended:
+                        yield running.pop(future), _outcome(future)
+            finally:  # an error here must not wait for all that is still queued
+                stopped.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _outcome(future: Future[Json]) -> Json | BaseException:
+    error = future.exception()
+    if isinstance(error, BrokenProcessPool):
+        return UnspoolError(
+            "a worker process was killed, most likely because memory ran out; use fewer --workers or a lower "
+            "--resolution, and run the same command again"
+        )
+    return error or future.result()
+
+
+def _leave_signals_to_the_parent() -> None:
+    """The parent decides; workers are asked to stop, also where the whole group gets the signal."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _start_worker(threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; workers are asked to stop
+    _leave_signals_to_the_parent()
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = str(threads)
 
@@ -259,7 +283,7 @@ def _forward(events: Any, report: Report) -> None:
 
 
 class Stopping:
-    """Set by the first SIGINT or SIGTERM; the second one ends the process at once."""
+    """Set by the first SIGINT or SIGTERM; a second SIGINT ends the process at once."""
 
     def __init__(self) -> None:
         self.signal = 0
@@ -270,9 +294,9 @@ class Stopping:
 
     def __call__(self, number: int, _: FrameType | None) -> None:
         """Handle a signal."""
-        if self.signal:
+        if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = number
+        self.signal = self.signal or number
 
 
 @contextmanager
@@ -309,7 +333,7 @@ def machine() -> Json:
 
 
 def environment() -> list[str]:
-    """What `--version -v` tells: libraries, codecs, devices, extras that are not installed."""
+    """What `--version -v` tells: libraries, codecs, devices."""
     import av  # noqa: PLC0415
     import torch  # noqa: PLC0415
 

@@ -106,7 +106,8 @@ class Reporter:
 
     def _done(self, event: Json) -> None:
         self._drop(event["video"])
-        score = f", {event['score']}" if event.get("score") else ""
+        scores = event.get("scores")
+        score = f", J&F {100 * scores['J&F']:.1f}" if scores else ""
         self.say(
             f"{event['video']}: done, {event['frames']} frames in {event['seconds']:.1f} s "
             f"({event['frames_per_second']} frames/s){score}"
@@ -125,6 +126,10 @@ class Reporter:
 
     def _note(self, event: Json) -> None:
         self.say(event["text"])
+
+    def _summary(self, event: Json) -> None:
+        """What went wrong or was stopped is told even when quiet."""
+        self.console.print(event["text"], markup=False)
 
     def _result(self, event: Json) -> None:
         """The answer itself goes to stdout, for pipes; events take its place with `as_json`."""

@@ -428,10 +428,9 @@ class Run:
 
     def __init__(self, folder: Path, record: Json, *, overwrite: bool = False) -> None:
         self.folder = folder
-        earlier = self._read()
-        if earlier is not None and overwrite:
+        if overwrite:
             self._clear()
-            earlier = None
+        earlier = None if overwrite else self._read()
         if earlier is None and folder.exists() and not folder.is_dir():
             raise OutputError(f"{folder}: is a file, not a folder; choose another with -o")
         if earlier is not None:
@@ -445,6 +444,9 @@ class Run:
             "videos": (earlier or {}).get("videos", []),
             "warnings": [],
         }
+
+    def begin(self) -> None:
+        """Write `run.json`: from here on the folder belongs to this run."""
         self.save()
 
     def _read(self) -> Json | None:

@@ -72,16 +72,28 @@ def with_settings(tracking: Tracking, settings: Mapping[str, Any]) -> Tracking:
     """
     changes = dict(settings)
     inner = changes.pop("propagation", {})
-    _known(changes, Tracking, "")
-    _known(inner, Propagation, "propagation.")
+    if not isinstance(inner, Mapping):
+        raise UsageError(f"setting 'propagation' is a table, got {inner!r}; e.g. propagation.top_k = 5")
+    _known(changes, tracking, "")
+    _known(inner, tracking.propagation, "propagation.")
     return replace(tracking, **changes, propagation=replace(tracking.propagation, **inner))
 
 
-def _known(settings: Mapping[str, Any], config: type, prefix: str) -> None:
+def _known(settings: Mapping[str, Any], config: Tracking | Propagation, prefix: str) -> None:
+    """Raise UsageError for a field that does not exist, or a value of another kind than its default's."""
     names = [f.name for f in fields(config)]
-    for key in settings:
+    for key, value in settings.items():
         if key not in names:
             raise UsageError(f"setting '{prefix}{key}' is unknown; there are {', '.join(names)}")
+        kind = {"short_side": int, "normalisation_std": Sequence}.get(key, type(getattr(config, key)))
+        fits = (
+            type(value) is int if kind is int else isinstance(value, (int, float) if kind is float else kind)
+        )
+        empty = value is None and key in ("short_side", "normalisation_std")
+        if not (fits or empty) or (isinstance(value, bool) and kind is not bool):
+            raise UsageError(f"setting '{prefix}{key}' = {value!r}: expected {kind.__name__}")
+        if key == "short_side" and value is not None and value < 1:
+            raise UsageError(f"setting 'short_side' (--resolution) = {value}: expected at least 1 px")
 
 
 @dataclass

@@ -7,6 +7,8 @@ come together here: command line over config file over preset over default, and 
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import tomllib
 import warnings
 from collections.abc import Mapping, Sequence
@@ -84,10 +86,12 @@ def _parse_single(text: str) -> Json:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UsageError(f"--set {text}: expected KEY=VALUE, e.g. --set propagation.top_k=5")
-    try:
-        return tomllib.loads(f"{key} = {value}")
-    except tomllib.TOMLDecodeError:
-        return tomllib.loads(f'{key} = "{value}"')
+    for line in (f"{key} = {value}", f'{key} = "{value}"'):
+        try:
+            return tomllib.loads(line)
+        except tomllib.TOMLDecodeError:
+            continue
+    raise UsageError(f"--set {text}: expected KEY=VALUE, e.g. --set propagation.top_k=5")
 
 
 def _merge(merged: Json, table: Json, origin: str) -> None:
@@ -124,20 +128,30 @@ def _tracking_record(settings: Settings) -> Json:
 
 
 @lru_cache(maxsize=1)
-def _encoder(model: str, device: str, precision: Any, seed: int) -> Any:
+def _encoder(model: str, device: str, precision: Any, seed: int, std: tuple[float, ...] | None) -> Any:
     from unspool.encoders import load_encoder  # noqa: PLC0415
 
-    return load_encoder(model, device=device, precision=precision, seed=seed)
+    spread: Any = std
+    return load_encoder(model, device=device, precision=precision, seed=seed, std=spread)
 
 
-def _encoder_of(settings: Settings) -> Any:
-    return _encoder(settings.model, settings.device, settings.precision, settings.seed)
+def _encoder_of(settings: Settings, tracking: Json) -> Any:
+    """The encoder that the settings name, normalising images as the preset does."""
+    std = tracking["normalisation_std"]
+    spread = None if std is None else tuple(std)
+    return _encoder(settings.model, settings.device, settings.precision, settings.seed, spread)
 
 
-def _model_record(settings: Settings) -> Json:
-    encoder = _encoder_of(settings)
+def _model_record(settings: Settings, tracking: Json) -> Json:
+    """Facts of the encoder for `run.json`; UsageError if it does not offer what the preset wants."""
+    encoder = _encoder_of(settings, tracking)
+    if tracking["features"] not in encoder.offers:
+        raise UsageError(
+            f"preset '{settings.preset}' takes '{tracking['features']}' of the encoder, but '{encoder.name}' "
+            f"offers {', '.join(encoder.offers)}; choose another --preset, or --set features=tokens"
+        )
     names = ("name", "weights_hash", "dim", "patch")
-    return {name: getattr(encoder, name) for name in names}
+    return {**{name: getattr(encoder, name) for name in names}, "device": settings.device}
 
 
 # ------------------------------------------------------------------------------------ one video's job
@@ -161,14 +175,22 @@ class TrackJob:
     def identity(self) -> Json:
         """Files with size and time stamp: what a rerun must find unchanged."""
         masks = {str(frame): _file_stamp(file) for frame, file in self.masks.items()}
-        return {"video": _file_stamp(self.source), "mask": masks}
+        truth = [_file_stamp(str(path)) for path in self.sequence.truth] if self.sequence else []
+        return {"video": _file_stamp(self.source), "mask": masks, "truth": _digest(truth)}
 
 
 def _file_stamp(path: str) -> list[object]:
     if "://" in path or not Path(path).exists():
         return [path]
+    if Path(path).is_dir():
+        inside = sorted(p for p in Path(path).iterdir() if p.is_file())
+        return [str(Path(path).resolve()), _digest([_file_stamp(str(p)) for p in inside])]
     stat = Path(path).stat()
     return [str(Path(path).resolve()), stat.st_size, stat.st_mtime_ns]
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def track_video(job: TrackJob, report: Report, stop: Stop) -> Json:
@@ -185,13 +207,13 @@ def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warning
     from unspool.tracking import Timings, Tracking, given_masks, track_frames, with_settings  # noqa: PLC0415
 
     started = perf_counter()
-    encoder, timings = _encoder_of(job.settings), Timings()
+    encoder, timings = _encoder_of(job.settings, job.tracking), Timings()
+    identity = job.identity  # of the files that are read now
     with open_video(job.source) as video:
         masks = given_masks(video, _masks(job), resize=job.resize_mask)
         notes = list(dict.fromkeys(mask.note for mask in masks.values() if mask.note))
         report({"event": "video", "video": job.name, "frames": len(video), "notes": notes})
         truth = job.sequence.labels() if job.sequence else None
-        audio = job.source if Path(job.source).is_file() else None
         with VideoResult(
             job.folder,
             job.name,
@@ -199,7 +221,7 @@ def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warning
             height=video.height,
             width=video.width,
             times=video.times,
-            audio_from=audio,
+            audio_from=job.source,
             pixel_aspect=video.pixel_aspect,
             with_truth=truth is not None,
         ) as result:
@@ -210,23 +232,23 @@ def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warning
                 result.write(image, labels, next(truth) if truth else None)
                 timings.write += perf_counter() - before
                 report({"event": "frame", "video": job.name, "frame": index + 1, "frames": len(video)})
-                if stop.is_set():
+                if stop.is_set() and index + 1 < len(video):
                     raise Interrupted
             scored = _score(job)
-            before = perf_counter()
             done = result.finish(
                 seconds=perf_counter() - started,
                 scores=video_scores(scored) if scored else None,
                 curves=curves(scored, len(video)) if scored else None,
-                warnings=list(dict.fromkeys(str(w.message) for w in caught)),
+                warnings=list(
+                    dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UnspoolWarning))
+                ),
                 extra={
-                    "identity": job.identity,
+                    "identity": identity,
                     "notes": notes,
                     "timings": _rounded(timings),
                     **({"per_frame": to_record(scored)} if scored else {}),
                 },
             )
-            timings.write += perf_counter() - before
     return done
 
 
@@ -305,7 +327,8 @@ def _finish_eval(jobs: Sequence[TrackJob], protocol: str, folder: Path, done: Se
         _link_official(folder, sequence)
     scored = [from_record(s.name, records[s.name]) for s in sequences]
     still = [score_standing_still(s.name, s.truth, protocol) for s in sequences]
-    return _write_scores(folder, score_table(scored, protocol, still))
+    missing = [job.name for job in jobs if job.name not in records]
+    return _write_scores(folder, score_table(scored, protocol, still, missing=missing))
 
 
 def _link_official(folder: Path, sequence: VosSequence) -> None:
@@ -335,7 +358,7 @@ def score_plan(*, output: Path | None, pred: Path, truth: Path, protocol: str | 
     folder = output or Path(f"unspool-eval-{safe_name(pred.resolve().name)}")
     jobs = [ScoreJob(p.name, p.prediction, p.truth, protocol) for p in mask_trees(pred, truth)]
     config = {"pred": str(pred.resolve()), "truth": str(truth.resolve()), "protocol": protocol}
-    finish = partial(_finish_scores, protocol)
+    finish = partial(_finish_scores, [job.name for job in jobs], protocol)
     return Plan("eval tracking", folder, config, jobs, score_masks, finish=finish)
 
 
@@ -419,7 +442,7 @@ def _tracking_plan(
         **more.pop("config", {}),
     }
     estimate = partial(_estimate, settings, tracking, jobs)
-    model = partial(_model_record, settings)
+    model = partial(_model_record, settings, tracking)
     return Plan(verb, folder, config, jobs, track_video, model=model, estimate=estimate, **more)
 
 
@@ -435,14 +458,14 @@ def _estimate(settings: Settings, tracking: Json, jobs: Sequence[TrackJob]) -> s
             with warnings.catch_warnings(action="ignore"), open_video(job.source) as video:
                 size = (video.height, video.width)
                 if size not in measured:
-                    measured[size] = cost(size, _encoder_of(settings), how)
+                    measured[size] = cost(size, _encoder_of(settings, tracking), how)
                 frames += len(video)
         except UnspoolError:
             continue  # it will be named when its turn comes
         seconds += len(video) * measured[size][0]
         memory = max(memory, measured[size][1])
     return (
-        f"{_encoder_of(settings).name}: {frames} frames, about {_duration(seconds)}, "
+        f"{_encoder_of(settings, tracking).name}: {frames} frames, about {_duration(seconds)}, "
         f"peak memory about {memory / 1e9:.1f} GB"
     )
 
@@ -484,6 +507,8 @@ def score_masks(job: ScoreJob, report: Report, stop: Stop) -> Json:
     }
 
 
-def _finish_scores(protocol: str, folder: Path, done: Sequence[Json]) -> str:
-    scored = [from_record(entry["name"], entry["per_frame"]) for entry in done]
-    return _write_scores(folder, score_table(sorted(scored, key=lambda s: s.name), protocol))
+def _finish_scores(names: Sequence[str], protocol: str, folder: Path, done: Sequence[Json]) -> str:
+    records = {entry["name"]: entry["per_frame"] for entry in done}
+    scored = [from_record(name, records[name]) for name in names if name in records]
+    missing = [name for name in names if name not in records]
+    return _write_scores(folder, score_table(scored, protocol, missing=missing))

@@ -163,12 +163,16 @@ def _exact(values: np.ndarray) -> list[list[float | None]]:
 
 
 def score_table(
-    scored: Sequence[SequenceScores], protocol: str, still: Sequence[SequenceScores] = ()
+    scored: Sequence[SequenceScores],
+    protocol: str,
+    still: Sequence[SequenceScores] = (),
+    missing: Sequence[str] = (),
 ) -> Json:
     """The content of `scores.json`: the whole set, every sequence, every object."""
     average = PROTOCOLS[protocol].average
     table: Json = {
         "protocol": protocol,
+        "missing": list(missing),  # sequences that failed: the average is not that of the whole set
         "global": _named(average(s.objects for s in scored)),
         "sequences": {s.name: _sequence(s) for s in scored},
     }
@@ -222,4 +226,7 @@ def sentence(table: Json) -> str:
     )
     if "standing still" in table:
         text += f" (a mask that stands still: J&F {100 * table['standing still']['global']['J&F-Mean']:.1f})"
+    if table["missing"]:
+        done, missing = len(table["sequences"]), table["missing"]
+        text += f"; over {done} of {done + len(missing)} sequences, without {', '.join(missing)}"
     return text
