@@ -77,6 +77,7 @@ def cluster(rows: Rows, frames: int, how: Clustering, *, memory: int = 2 << 30) 
     if how.algorithm == "paper":
         centroids = checked(rows(0, frames))
     else:
+        rows, memory = remembered(rows, memory // 4), memory - memory // 4
         parts = [window_centroids(rows(*span), how, [how.tau], memory)[0] for span in windows(frames, how)]
         centroids = torch.cat(parts)
     centroids, sizes = merged(centroids, how)
@@ -100,6 +101,21 @@ def rows_of_attention(
         return head_mean_attention(queries[start:stop].transpose(0, 1).flatten(1, 2), flat, scale, eps)
 
     return rows
+
+
+def remembered(rows: Rows, memory: int) -> Rows:
+    """The same rows, not made again as far as they fit into `memory` bytes."""
+    made: dict[tuple[int, int], Tensor] = {}
+
+    def again(start: int, stop: int) -> Float[Tensor, "n m"]:
+        if (start, stop) in made:
+            return made[start, stop]
+        new = rows(start, stop)
+        if sum(one.nbytes for one in made.values()) + new.nbytes <= memory:
+            made[start, stop] = new
+        return new
+
+    return again
 
 
 def windows(frames: int, how: Clustering) -> Iterator[tuple[int, int]]:
