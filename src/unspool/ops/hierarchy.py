@@ -75,8 +75,9 @@ def _parts(tree: Tree, joins: int) -> Int64[Tensor, " leaves"]:
     for a, b in tree.joins[:joins].tolist():
         low, high = sorted((_root(parent, a), _root(parent, b)))
         parent[high] = low
-    roots = torch.tensor([_root(parent, leaf) for leaf in range(tree.leaves)], dtype=torch.int64)
-    return roots.unique(return_inverse=True)[1]
+    roots = [_root(parent, leaf) for leaf in range(tree.leaves)]
+    number = {root: i for i, root in enumerate(sorted(set(roots)))}
+    return torch.tensor([number[root] for root in roots], dtype=torch.int64)
 
 
 def _root(parent: list[int], leaf: int) -> int:
