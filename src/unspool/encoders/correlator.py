@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from unspool.encoders.images import encode_batches
-from unspool.errors import UsageError
+from unspool.encoders import Encoder, encode_batches, load_encoder, save_encoder
+from unspool.encoders.checkpoints import load_strictly, tensors_named
+from unspool.errors import UsageError, WeightsError
 
 ROWS = 256  # of attention, at a time
+OWN = ("temporal_transformer.", "temporal_embedding", "heads")  # what the tensors of a correlator are called
 
 
 @dataclass(frozen=True)
@@ -240,3 +243,44 @@ class Correlator(nn.Module):
             sequence = block.features(sequence, block.mixed(*projected, every, own), own)
         q, k, v = last.projections(sequence)
         return Attended(last, frames, places, sequence, q, k, v, noise, noisy)
+
+
+def untrained(encoder: Encoder, *, heads: int = 8, seed: int = 0) -> Correlator:
+    """A block of random weights on an encoder: what the paper compares with."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        correlator = Correlator(encoder, heads=heads)
+    return _ready(correlator, encoder)
+
+
+def load_correlator(path: str | Path, *, device: str = "auto", heads: int = 8) -> Correlator:
+    """The correlator of a file: a published checkpoint of BA, or what `save_correlator` wrote.
+
+    `heads`: of a published one, which does not say. Raises WeightsError where the file holds no block, or not
+    exactly what a block has.
+    """
+    path = Path(path)
+    encoder = load_encoder(path, device=device)
+    state = tensors_named(path, OWN)
+    if not state:
+        raise WeightsError(f"{path}: holds an encoder, but no {OWN[0]}*; train one with: unspool train ba")
+    heads = int(state.pop("heads", torch.tensor(heads)))
+    layers = 1 + max(int(key.split(".")[1]) for key in state if key.startswith(OWN[0]))
+    frames = len(state["temporal_embedding"]) if "temporal_embedding" in state else 0
+    correlator = Correlator(encoder, heads=heads, layers=layers, frames=frames)
+    block = nn.ModuleDict({"temporal_transformer": correlator.temporal_transformer})
+    if correlator.temporal_embedding is not None:
+        correlator.temporal_embedding.data.copy_(state.pop("temporal_embedding"))
+    load_strictly(block, state, str(path))
+    return _ready(correlator, encoder)
+
+
+def save_correlator(correlator: Correlator, path: Path) -> None:
+    """Write encoder and block as one safetensors file, which `load_encoder` and `load_correlator` take."""
+    own = {k: v for k, v in correlator.state_dict().items() if k.startswith(OWN)}
+    save_encoder(correlator.encoder, path, {**own, "heads": torch.tensor(correlator.blocks[0].heads)})
+
+
+def _ready(correlator: Correlator, encoder: Any) -> Correlator:
+    device = next(encoder.parameters()).device
+    return correlator.requires_grad_(False).train(False).to(device)

@@ -56,32 +56,67 @@ class Clustering:
 
 
 @dataclass(frozen=True)
+class Leaves:
+    """Finer clusters, of which larger ones can be made (`ops/hierarchy.py`)."""
+
+    labels: Int64[Tensor, " tokens"]  # the nearest of the leaves of a token's own window
+    centroids: Float[Tensor, "l m"]  # of the windowed pass at the finest threshold; window by window
+
+
+@dataclass(frozen=True)
 class Clusters:
     """What was found. Some centroids may be nobody's nearest."""
 
     labels: Int64[Tensor, " tokens"]  # number of the nearest centroid
     centroids: Float[Tensor, "k m"]  # in the order of their creation
     sizes: tuple[int, ...]  # number of rows or centroids before each pass, and after the last
+    leaves: Leaves | None = None
 
 
-def cluster(rows: Rows, frames: int, how: Clustering, *, memory: int = 2 << 30) -> Clusters:
+@torch.no_grad()
+def cluster(
+    rows: Rows,
+    frames: int,
+    how: Clustering,
+    *,
+    finest: float | int | None = None,
+    memory: int = 2 << 30,
+) -> Clusters:
     """Clusters of the rows of frames 0, ..., frames-1; for an attention map see `rows_of_attention`.
 
-    `memory`: bytes for the rows of a window and what is computed from them; it decides what is held and what
-    is computed again, never a label. `paper` compares all rows with all and holds them. Raises UsageError
-    where `memory` is too little for one window, and for rows that are not finite.
+    `finest`: threshold of the leaves that `windowed` finds on the way, if any are wanted. `memory`: bytes for
+    the rows of a window and what is computed from them; it decides what is held and what is computed again,
+    never a label. `paper` compares all rows with all and holds them. Raises UsageError where `memory` is too
+    little for one window, and for rows that are not finite.
     Source: SSL-UVOS eval_oneshot.py: mem_efficient_hierarchical_cluster.
     """
     if how.algorithm == "kmeans":
         return kmeans(rows, frames, how)
+    leaves = None
     if how.algorithm == "paper":
         centroids = checked(rows(0, frames))
     else:
         rows, memory = remembered(rows, memory // 4), memory - memory // 4
-        parts = [window_centroids(rows(*span), how, [how.tau], memory)[0] for span in windows(frames, how)]
-        centroids = torch.cat(parts)
+        centroids, leaves = _of_windows(rows, frames, how, finest, memory)
     centroids, sizes = merged(centroids, how)
-    return Clusters(assign(rows, frames, centroids, how), centroids, sizes)
+    return Clusters(assign(rows, frames, centroids, how), centroids, sizes, leaves)
+
+
+def _of_windows(
+    rows: Rows, frames: int, how: Clustering, finest: float | int | None, memory: int
+) -> tuple[Float[Tensor, "k m"], Leaves | None]:
+    """The centroids of all windows, and their leaves."""
+    taus = [how.tau] if finest is None else [how.tau, finest]
+    parts, fine, labels, count = [], [], [], 0
+    for span in windows(frames, how):
+        own = rows(*span)
+        coarse, *leaves = window_centroids(own, how, taus, memory)
+        parts.append(coarse)
+        for one in leaves:
+            fine.append(one)
+            labels.append(count + nearest(own, compared(one, how.distance)))
+            count += len(one)
+    return torch.cat(parts), Leaves(torch.cat(labels), torch.cat(fine)) if fine else None
 
 
 def rows_of_attention(
