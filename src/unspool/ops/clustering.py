@@ -96,7 +96,7 @@ def cluster(
     if how.algorithm == "paper":
         centroids = checked(rows(0, frames))
     else:
-        rows, memory = remembered(rows, memory // 4), memory - memory // 4
+        rows, memory = same_rows(rows, memory // 4), memory - memory // 4
         centroids, leaves = _of_windows(rows, frames, how, finest, memory)
     centroids, sizes = merged(centroids, how)
     return Clusters(assign(rows, frames, centroids, how), centroids, sizes, leaves)
@@ -138,7 +138,7 @@ def rows_of_attention(
     return rows
 
 
-def remembered(rows: Rows, memory: int) -> Rows:
+def same_rows(rows: Rows, memory: int) -> Rows:
     """The same rows, not made again as far as they fit into `memory` bytes."""
     made: dict[tuple[int, int], Tensor] = {}
 
