@@ -170,10 +170,60 @@ def test_the_dino_preset_normalises_as_dino_does(run: Run, tmp_path: Path) -> No
 def test_a_dry_run_estimates_and_writes_nothing(run: Run, tmp_path: Path) -> None:
     make_clip(tmp_path / "clip.mp4")
     make_mask(tmp_path / "first.png")
-    code, _, err = run("track", "clip.mp4", "--mask", "first.png", "--dry-run")
-    assert code == 0
-    assert "6 frames, about" in err and "peak memory about" in err
+    for more in ([], ["-q"]):
+        code, out, _ = run("track", "clip.mp4", "--mask", "first.png", "--dry-run", *more)
+        assert code == 0
+        assert "6 frames, about" in out and "peak memory about" in out
     assert not (tmp_path / "unspool-track-clip").exists()
+
+
+def test_a_dry_run_names_the_video_that_cannot_be_read(run: Run, tmp_path: Path) -> None:
+    make_clip(tmp_path / "videos" / "a.mp4")
+    (tmp_path / "videos" / "broken.mp4").write_bytes(b"no video")
+    for name in ("a", "broken"):
+        make_mask(tmp_path / "masks" / f"{name}.png")
+    code, out, _ = run("track", "videos", "--mask", "masks", "-o", "r", "--dry-run")
+    assert code == 1
+    assert "broken: would fail: videos/broken.mp4" in out
+    assert "a -> r/videos/a" in out
+
+
+def test_an_error_is_an_event_on_stdout_where_events_are_asked_for(run: Run) -> None:
+    code, out, err = run("track", "nowhere.mp4", "--mask", "m.png", "--json")
+    assert code == 2
+    (event,) = [json.loads(line) for line in out.splitlines()]
+    assert (event["event"], event["exit_code"]) == ("error", 2)
+    assert "nowhere.mp4: no such file" in event["error"] and event["error"] in err
+    code, out, _ = run("track", "--json", "--no-such-option")
+    assert code == 2
+    assert "no-such-option" in json.loads(out)["error"]
+
+
+def test_a_budget_of_memory_changes_no_mask_and_too_small_a_one_names_the_least(
+    run: Run, tmp_path: Path
+) -> None:
+    make_clip(tmp_path / "clip.mp4")
+    make_mask(tmp_path / "first.png")
+    arguments = ["track", "clip.mp4", "--mask", "first.png", "-o"]
+    code, _, err = run(*arguments, "b", "--memory", "1MB")
+    assert code == 2
+    least = err.split("least that works is --memory ")[1].split()[0]
+    assert not (tmp_path / "b").exists()
+    assert run(*arguments, "a")[0] == run(*arguments, "b", "--memory", least)[0] == 0
+    for mask in (tmp_path / "a").rglob("masks/*.png"):
+        other = tmp_path / "b" / mask.relative_to(tmp_path / "a")
+        assert mask.read_bytes() == other.read_bytes()
+    assert "already done" in run(*arguments, "b")[2]  # a budget is no setting of the result
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4GB", 4 * 10**9), ("800 mb", 8 * 10**8), ("1.5GiB", 3 * 2**29), ("2k", 2000), (7, 7), ("7B", 7)],
+)
+def test_sizes_are_read_as_people_write_them(text: str | int, size: int) -> None:
+    from unspool.verbs import size_in_bytes
+
+    assert size_in_bytes(text) == size
 
 
 def test_a_config_file_stands_below_the_command_line(run: Run, tmp_path: Path) -> None:
@@ -348,6 +398,12 @@ def test_a_tree_that_is_no_davis_says_what_was_looked_for(run: Run, tmp_path: Pa
         (["track", "clip.mp4", "--mask", "first.png", "--set", "short_side=true"], "expected int"),
         (["track", "clip.mp4", "--mask", "first.png", "--resolution", "0"], "at least 1 px"),
         (["track", "clip.mp4", "--mask", "first.png", "--workers", "0"], "at least 1"),
+        (["track", "clip.mp4", "--mask", "first.png", "--memory", "much"], "e.g. --memory 4GB"),
+        (["demo", "--memory", "1MB"], "the least that works is --memory"),
+        (
+            ["track", "clip.mp4", "--mask", "first.png", "--memory", "1MB", "--workers", "2"],
+            "80x48 in 3 processes",
+        ),
         (
             ["track", "clip.mp4", "--mask", "first.png", "--preset", "crw", "--model", "random-vits16"],
             "offers",

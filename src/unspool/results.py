@@ -428,8 +428,7 @@ class Run:
 
     def __init__(self, folder: Path, record: Json, *, overwrite: bool = False) -> None:
         self.folder = folder
-        if overwrite:
-            self._clear()
+        self._overwrite = overwrite
         earlier = None if overwrite else self._read()
         if earlier is None and folder.exists() and not folder.is_dir():
             raise OutputError(f"{folder}: is a file, not a folder; choose another with -o")
@@ -446,7 +445,9 @@ class Run:
         }
 
     def begin(self) -> None:
-        """Write `run.json`: from here on the folder belongs to this run."""
+        """Write `run.json`: from here on the folder belongs to this run, and nothing of others is in it."""
+        if self._overwrite:
+            self._clear()
         self.save()
 
     def _read(self) -> Json | None:
