@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from unspool.errors import UsageError, VideoError
+from unspool.errors import OutputError, UsageError, VideoError
 from unspool.jobs import Estimate, Interrupted, Plan, Report, Stop, execute, run_jobs, stopping
 from unspool.results import Json, write_json
 
@@ -168,8 +168,6 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
 
 def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "result").write_text("")
-    from unspool.errors import OutputError
-
     with pytest.raises(OutputError, match=r"result: is a file, not a folder"):
         run(plan(tmp_path / "result", Item("a", tmp_path)))
 
@@ -205,3 +203,12 @@ def test_a_refusal_by_the_estimate_removes_nothing_even_with_overwrite(tmp_path:
     with pytest.raises(UsageError, match="too little"):
         run(plan(tmp_path, Item("a", tmp_path), estimate=refuse), overwrite=True)
     assert (tmp_path / "videos" / "a" / "done.json").exists()
+
+
+def test_scores_that_cannot_be_written_leave_no_run_that_seems_to_go_on(tmp_path: Path) -> None:
+    def finish(folder: Path, done: list[Json]) -> str:
+        raise OutputError(f"{folder}: full")
+
+    with pytest.raises(OutputError, match="full"):
+        run(plan(tmp_path, Item("a", tmp_path), finish=finish))
+    assert record(tmp_path)["status"] == "failed"

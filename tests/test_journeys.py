@@ -321,6 +321,31 @@ def test_eval_tracking_scores_a_davis_tree(
     ]  # fmt: skip
 
 
+def test_more_ids_than_the_layout_of_davis_holds_are_refused(run: Run, tmp_path: Path) -> None:
+    root = make_davis(tmp_path / "DAVIS")
+    for path in (root / "Annotations" / "480p" / "ant").iterdir():
+        Image.fromarray(np.where(read_truth(path) > 0, 300, 0).astype(np.uint16)).save(path)
+    code, _, err = run("eval", "tracking", "--data", "davis17:DAVIS", "-o", "r")
+    assert code == 1
+    assert "ant/00000.png: holds id 300, but in the layout of DAVIS ids end at 254" in err
+    assert not (tmp_path / "r" / "davis" / "ant").exists()
+
+
+def test_without_hard_links_the_official_layout_is_copied_whole(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no hard links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    make_davis(tmp_path / "DAVIS")
+    for _ in range(2):
+        assert run("eval", "tracking", "--data", "davis17:DAVIS", "-o", "r")[0] == 0
+        for link in (tmp_path / "r" / "davis" / "ant").iterdir():
+            assert link.read_bytes() == (tmp_path / "r" / "videos" / "ant" / "masks" / link.name).read_bytes()
+    assert not list((tmp_path / "r").rglob("*.part"))
+
+
 def test_scores_of_a_continued_eval_equal_those_of_one_run(run: Run, tmp_path: Path) -> None:
     make_davis(tmp_path / "DAVIS")
     run("eval", "tracking", "--data", "davis17:DAVIS", "-o", "r")

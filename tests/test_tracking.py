@@ -17,6 +17,7 @@ from unspool.tracking import (
     Timings,
     Tracking,
     cost,
+    given_masks,
     input_size,
     track,
     tracking_preset,
@@ -231,3 +232,24 @@ def test_memory_sizes_the_tiles_of_similarities_and_of_labels(
     needs = cost(video, encoder, how)[1]
     next(track(video, video.labels(0), encoder, how, memory=needs.fixed + 2 * 10**7))
     assert given and set(given) == {10**7}
+
+
+@pytest.mark.parametrize(
+    ("mask", "says"),
+    [
+        (np.zeros((HEIGHT, WIDTH), np.uint8), "no object in this mask"),
+        (np.ones((HEIGHT, WIDTH), np.float32), "an array of float32; give integers"),
+        (np.ones((HEIGHT, WIDTH, 3), np.uint8), r"shape \(48, 64, 3\); give a label map"),
+        (np.full((HEIGHT, WIDTH), -1), "values run from -1 to -1"),
+        (np.full((HEIGHT, WIDTH), 70_000), "ids are 0 to 65535"),
+        (np.ones((0, 0), np.uint8), "label map"),
+    ],
+)
+def test_an_array_that_is_no_mask_is_refused_with_what_would_be_one(mask: np.ndarray, says: str) -> None:
+    with pytest.raises(MaskError, match=rf"moving, mask of frame 2: .*{says}"):
+        given_masks(Moving(), {2: mask})
+
+
+def test_a_mask_of_truth_values_holds_object_1() -> None:
+    (mask,) = given_masks(Moving(), {0: Moving().labels(0) > 0}).values()
+    assert mask.ids == (1,)

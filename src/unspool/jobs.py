@@ -172,7 +172,11 @@ def _end(plan: Plan, run: Run, report: Report, outcomes: list[Json], stop: Stopp
     failed = [o for o in outcomes if o["status"] == "failed"]
     status = "interrupted" if stop.is_set() else "failed" if failed else "done"
     if done and not stop.is_set() and plan.finish:
-        report({"event": "result", "text": plan.finish(plan.folder, done)})
+        try:
+            report({"event": "result", "text": plan.finish(plan.folder, done)})
+        except UnspoolError:
+            run.end("failed")
+            raise
     timings: Json = {}
     for outcome in done:
         for stage, seconds in outcome.get("timings", {}).items():

@@ -157,7 +157,7 @@ def track_frames(
     clock = timings or Timings()
     given = given_masks(video, mask, resize=resize_mask)
     size = input_size(video.height, video.width, encoder, how)
-    state = propagation.start(how.propagation)
+    state = propagation.start()
     upsample = Upsampling((video.height, video.width), how.propagation.mask_resize, encoder.patch)
     for index, image in enumerate(_timed(iter(video), clock)):
         started = perf_counter()
@@ -194,19 +194,29 @@ def given_masks(
             f"{video.name}: a mask is given for frame {beyond[0]}, "
             f"but the video's frames are 0 to {len(video) - 1}"
         )
-    return {
-        frame: fit_mask(_as_mask(one), (video.height, video.width), resize=resize)
-        for frame, one in sorted(by_frame.items())
-    }
+    masks = {t: _as_mask(one, f"{video.name}, mask of frame {t}") for t, one in sorted(by_frame.items())}
+    return {t: fit_mask(one, (video.height, video.width), resize=resize) for t, one in masks.items()}
 
 
-def _as_mask(mask: LabelMap | Mask | str | Path) -> Mask:
+def _as_mask(mask: object, name: str) -> Mask:
     if isinstance(mask, Mask):
         return mask
     if isinstance(mask, (str, Path)):
         return read_mask(mask)
     labels = np.asarray(mask)
-    return Mask(labels=labels, ids=ids_in(labels))
+    if labels.ndim != 2 or not labels.size:
+        raise MaskError(f"{name}: an array of shape {labels.shape}; give a label map [H, W]")
+    if labels.dtype == bool:
+        labels = labels.astype(np.uint8)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise MaskError(f"{name}: an array of {labels.dtype}; give integers: 0 = background, others are ids")
+    if labels.min() < 0 or labels.max() > 65535:
+        raise MaskError(
+            f"{name}: values run from {labels.min()} to {labels.max()}, ids are 0 to 65535; renumber them"
+        )
+    if not labels.any():
+        raise MaskError(f"{name}: no object in this mask, every pixel is background; paint at least one id")
+    return Mask(labels=labels, ids=ids_in(labels), path=name)
 
 
 def input_size(height: int, width: int, encoder: Encoder, how: Tracking) -> tuple[int, int]:

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import re
+import shutil
 import tomllib
 import warnings
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unspool.data.vos import VosSequence, davis, label_map, mask_trees
-from unspool.errors import UnspoolError, UnspoolWarning, UsageError
+from unspool.errors import MaskError, UnspoolError, UnspoolWarning, UsageError
 from unspool.inputs import default_folder, expand_inputs, masks_of, names_of
 from unspool.jobs import Estimate, Interrupted, Plan, Report, Stop
 from unspool.masks import Mask, ids_in, write_mask
@@ -289,8 +290,12 @@ def _masks(job: TrackJob) -> Mapping[int, Any]:
     if job.sequence is None:
         return job.masks
     first = label_map(job.sequence.truth[0], merge=job.sequence.merge)
-    labels = np.where(first == 255, 0, first)
-    return {0: Mask(labels=labels, ids=ids_in(labels), path=str(job.sequence.truth[0]))}
+    path, labels = str(job.sequence.truth[0]), np.where(first == 255, 0, first)
+    if labels.max() > MOST_IDS:
+        raise MaskError(
+            f"{path}: holds id {labels.max()}, but in the layout of DAVIS ids end at {MOST_IDS}; renumber"
+        )
+    return {0: Mask(labels=labels, ids=ids_in(labels), path=path)}
 
 
 def _score(job: TrackJob) -> SequenceScores | None:
@@ -367,11 +372,14 @@ def _link_official(folder: Path, sequence: VosSequence) -> None:
     written = _written(folder, sequence.name, len(sequence.truth))
     for mask, frame in zip(written, sequence.frame_names, strict=True):
         link = target / f"{frame}.png"
-        link.unlink(missing_ok=True)
-        try:
-            link.hardlink_to(mask)
-        except OSError:  # a file system without hard links
-            link.write_bytes(mask.read_bytes())
+        if link.exists() and link.samefile(mask):
+            continue
+        with written_whole(link) as part:
+            part.unlink(missing_ok=True)
+            try:
+                part.hardlink_to(mask)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(mask, part)
 
 
 def _write_scores(folder: Path, table: Json) -> str:
@@ -431,6 +439,7 @@ def _demo_track(job: DemoJob, sequence: VosSequence) -> TrackJob:
     )  # fmt: skip
 
 
+MOST_IDS = 254  # of the layout of DAVIS: 8 bits, less background and void
 DEMO_PROTOCOL = "davis17-semi"
 
 

@@ -66,7 +66,6 @@ class Propagation:
     normalise_pixels: bool = False  # CRW's norm_mask: min-max over the channels of every token handed out
     square_late_masks: bool = True  # a soft mask G that comes later enters as g*G, as published, not as G
     mask_resize: Rule = "align_corners"  # labels to the feature grid and back, see `ops/resize.py`
-    keep_annotation: bool = False  # for the caller: a frame whose mask is given shows it unresized
 
     def __post_init__(self) -> None:
         for name, valid in (
@@ -97,7 +96,6 @@ DINO = Propagation(
     restrict_reference=True,
     keep_ties=True,
     mask_resize="nearest",
-    keep_annotation=True,
 )
 
 
@@ -132,7 +130,7 @@ class State:
     bounds_from: int = 0  # time from which bounds are tried: they rest where they did not pay
 
 
-def start(how: Propagation) -> State:
+def start() -> State:
     """The state before the first frame."""
     return State()
 
