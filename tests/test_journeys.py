@@ -280,6 +280,54 @@ def test_a_stopped_run_keeps_its_masks_and_continues(
     assert len(list(masks.glob("*.png"))) == 60
 
 
+def test_a_signal_to_the_whole_group_stops_the_workers_too_and_a_rerun_continues(
+    run: Run, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        make_clip(tmp_path / "videos" / f"{name}.mp4", frames=20)
+        make_mask(tmp_path / "masks" / f"{name}.png")
+    guarded = SLOW.replace("main(sys.argv[1:])", "if __name__ == '__main__': main(sys.argv[1:])")
+    (tmp_path / "slow.py").write_text(guarded)  # a file, so that the worker processes are slow as well
+    arguments = ["track", "videos", "--mask", "masks", "-o", "r", "--workers", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "slow.py", *arguments],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    end = time.monotonic() + 120
+    while len(list((tmp_path / "r").glob("videos/*/masks/00000.png"))) < 2 and time.monotonic() < end:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "run the same command again to continue" in err and "Traceback" not in err
+    assert not list((tmp_path / "r").rglob("*.part"))
+    assert {v["status"] for v in read(tmp_path / "r" / "run.json")["videos"]} == {"interrupted"}
+    assert run(*arguments[:-2])[0] == 0  # the number of workers is no setting of the result
+    assert len(list((tmp_path / "r").glob("videos/*/masks/*.png"))) == 40
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of file sizes are POSIX")
+def test_a_limit_on_file_sizes_is_named_and_what_was_written_stays_whole(tmp_path: Path) -> None:
+    make_clip(tmp_path / "clip.mp4", frames=20)
+    make_mask(tmp_path / "first.png")
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n" + SLOW
+    arguments = ["track", "clip.mp4", "--mask", "first.png", "-o", "r"]
+    process = subprocess.run(
+        [sys.executable, "-c", limited.replace("0.3", "0"), *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert process.returncode == 1, process.stderr
+    assert "ulimit -f" in process.stderr and "Traceback" not in process.stderr
+    assert all(read_truth(p).shape == (HEIGHT, WIDTH) for p in (tmp_path / "r").rglob("masks/*.png"))
+
+
 # --------------------------------------------------------------------------------------------- eval
 
 

@@ -80,7 +80,7 @@ class RunOptions:
     dry_run: Annotated[bool, Parameter(group=RUNTIME)] = False
     "Say what would be done, with estimated time and peak memory, and stop."
     timings: Annotated[bool, Parameter(group=RUNTIME)] = False
-    "Print the seconds spent on decoding, encoding, propagating and writing."
+    "Print the seconds spent on decoding, encoding, propagating and, by threads beside these, writing."
     json: Annotated[bool, Parameter(name="--json", group=RUNTIME)] = False
     "Events as JSON lines on stdout; words for people stay on stderr."
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], group=RUNTIME)] = False

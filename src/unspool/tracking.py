@@ -115,7 +115,7 @@ class Timings:
     decode: float = 0.0
     encode: float = 0.0
     propagate: float = 0.0
-    write: float = 0.0
+    write: float = 0.0  # by threads of their own, beside the rest
 
 
 def track(

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import re
+import shlex
 import shutil
 import tomllib
 import warnings
@@ -258,15 +259,15 @@ def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warning
             memory = job.settings.memory_each
             frames = track_frames(video, masks, encoder, how, timings=timings, memory=memory)
             for index, (image, labels) in enumerate(frames):
-                before = perf_counter()
                 result.write(image, labels, next(truth) if truth else None)
-                timings.write += perf_counter() - before
                 report({"event": "frame", "video": job.name, "frame": index + 1, "frames": len(video)})
                 if stop.is_set() and index + 1 < len(video):
                     raise Interrupted
+            result.close()
+            seconds, timings.write = perf_counter() - started, result.seconds_writing
             scored = _score(job)
             done = result.finish(
-                seconds=perf_counter() - started,
+                seconds=seconds,
                 scores=video_scores(scored) if scored else None,
                 curves=curves(scored, len(video)) if scored else None,
                 warnings=list(
@@ -464,7 +465,7 @@ def _finish_demo(job: DemoJob, folder: Path, done: Sequence[Json]) -> str:
     scored = [from_record(entry["name"], entry["per_frame"]) for entry in done]
     still = [score_standing_still(job.name, truth, DEMO_PROTOCOL)]
     line = _write_scores(folder, score_table(scored, DEMO_PROTOCOL, still))
-    own = f"unspool track {home / 'clip.mp4'} --mask {home / 'first.png'}"
+    own = shlex.join(["unspool", "track", str(home / "clip.mp4"), "--mask", str(home / "first.png")])
     return f"{line}\nThe same with files, as you would with your own: {own}"
 
 
