@@ -14,9 +14,9 @@ FLOORS = [
     {"tracking"},
     {"protocols"},
     {"results"},
-    {"page"},
+    {"page", "training"},
     {"inputs", "jobs", "reporting"},
-    {"verbs"},
+    {"verbs", "verbs_train"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
