@@ -14,6 +14,7 @@ FLOORS = [
     {"tracking"},
     {"protocols"},
     {"results"},
+    {"page_training"},
     {"page", "training"},
     {"inputs", "jobs", "reporting"},
     {"verbs", "verbs_train"},

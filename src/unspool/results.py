@@ -420,6 +420,21 @@ def read_done(folder: Path, name: str) -> Json | None:
     return content if isinstance(content, dict) else None
 
 
+def read_log(path: Path) -> Iterator[Json]:
+    """The records of a log.jsonl; a line that a kill has cut is passed over."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and "step" in record:
+            yield record
+
+
 class Run:
     """`run.json` of a result folder: begun, updated after every video, ended.
 

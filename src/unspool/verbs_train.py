@@ -106,6 +106,9 @@ def _train(
         clips, kept = _clips(order, index, processes, report)
         trainer = Trainer(settings, steps_of(settings, clips), _named(index), processes, encoder)
         report({"event": "note", "text": sentence(settings, clips, trainer.steps, kept.where)})
+        for run in runs:
+            run.record["steps"] = trainer.steps
+            run.save()
         course = Course(
             trainer,
             clips,

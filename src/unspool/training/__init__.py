@@ -102,6 +102,9 @@ def train(run: Course) -> bool:
     continue_from_checkpoint(run)
     processes.first(lambda: open_journal(run))
     watch = Watch(run)
+    if trainer.done == 0 and run.rhythm.validate_every:  # what learning starts from
+        validate(run)
+        save(run)
     with closing(_batches(run)) as batches:
         while trainer.done < trainer.steps:
             drawn, trouble = _draw(run, batches)

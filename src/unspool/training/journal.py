@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from unspool.errors import OutputError, UsageError
-from unspool.results import written_whole
+from unspool.results import read_log, written_whole
 
 Json = dict[str, Any]
 
@@ -62,21 +61,6 @@ class Journal:
         self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
-
-
-def read_log(path: Path) -> Iterator[Json]:
-    """The records of a log.jsonl; a line that a kill has cut is none."""
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and "step" in record:
-            yield record
 
 
 def _cut(path: Path, step: int) -> None:
