@@ -47,7 +47,8 @@ function range(lines) {
   const smooth = lines.flatMap(({ points }) => points.map(([, value]) => value));
   const low = Math.min(values[cut], ...smooth);
   const high = Math.max(values[values.length - 1 - cut], ...smooth);
-  const room = (high - low) * 0.05 || Math.abs(high) * 0.05 || 1;
+  const even = high - low <= 1e-6 * Math.abs(high); // rounding apart
+  const room = even ? Math.abs(high) * 0.05 || 1 : (high - low) * 0.05;
   return [low >= 0 ? Math.max(0, low - room) : low - room, high + room];
 }
 

@@ -42,6 +42,7 @@ class Trainer:
         optimiser, self.schedule = self.method.optimiser(self.learner, settings.config, steps)
         self.module, self.optimiser = processes.fabric.setup(self.learner, optimiser)
         self.done = 0  # steps
+        self.learning_rate = 0.0  # of the first group of parameters, in the last step
         self.seconds = 0.0  # of learning, over all sittings
         self.best: Json | None = None  # step and scores of the best validation
 
@@ -62,6 +63,7 @@ class Trainer:
             means["gradient_norm"] = fabric.clip_gradients(
                 self.module, self.optimiser, max_norm=self.clip_gradients, error_if_nonfinite=False
             )
+        self.learning_rate = float(self.schedule.get_last_lr()[0])
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.schedule.step()
@@ -69,11 +71,6 @@ class Trainer:
             after(self.learner, self.done)
         self.done += 1
         return means
-
-    @property
-    def learning_rate(self) -> float:
-        """Of the first group of parameters, for the next step."""
-        return float(self.schedule.get_last_lr()[0])
 
     def encoder(self) -> Any:
         """What is learnt so far, as `load_encoder` would give it: a copy, on the CPU."""
