@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -219,6 +220,20 @@ def test_a_signal_saves_and_the_same_command_continues_to_equal_weights(
     assert run(order(tmp_path / "a", videos, steps=5))[0] == 0
     assert_equal_states(state(tmp_path / "whole"), state(tmp_path / "a"))
     assert [line["step"] for line in read_lines(tmp_path / "a")] == [1, 2, 3, 4, 5]
+
+
+def test_a_signal_while_frames_are_decoded_ends_the_run(tmp_path: Path, videos: Path) -> None:
+    events: Events = []
+
+    def report(event: dict[str, Any]) -> None:
+        events.append(event)
+        if event["event"] == "storing" and event["done"] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert carry_out(order(tmp_path / "a", videos), report, []) == 143
+    assert [e["done"] for e in events if e["event"] == "storing"] == [1, 2]
+    assert json.loads((tmp_path / "a/run.json").read_text())["status"] == "interrupted"
+    assert run(order(tmp_path / "a", videos))[0] == 0
 
 
 def test_a_finished_run_is_not_repeated(tmp_path: Path, videos: Path) -> None:
@@ -445,6 +460,15 @@ def test_frames_that_pass_the_limit_name_the_way_out(
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=10))
     with pytest.raises(OutputError, match="--frames decode"):
         run(order(tmp_path / "a", videos))
+
+
+def test_an_extra_that_is_missing_is_named_before_any_work(
+    tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(UsageError, match=r"training needs tensorboard.*pip install 'unspool\[train\]'"):
+        run(order(tmp_path / "a", videos))
+    assert not (tmp_path / "a").exists()
 
 
 def test_damaged_checkpoints_warn(tmp_path: Path) -> None:

@@ -71,6 +71,8 @@ def carry_out(order: Order, report: Report, command: Sequence[str]) -> int:
     try:
         with stopping() as stop, _warnings_told(tell):
             _train(order, processes, tell, stop, command)
+    except Stopped:
+        pass
     except UnspoolError:
         if first:
             raise
@@ -79,6 +81,10 @@ def carry_out(order: Order, report: Report, command: Sequence[str]) -> int:
     if first and stop.is_set():
         report({"event": "summary", "text": "stopped; run the same command again to continue"})
     return 128 + stop.signal if first and stop.is_set() else 0
+
+
+class Stopped(UnspoolError):
+    """Asked to end before learning began; what is decoded and rendered is kept."""
 
 
 def _silent(event: Json) -> None:
@@ -103,7 +109,7 @@ def _train(
     processes.first(lambda: runs.append(_begin(order, record)))
     report = _with_page(report, order.folder)
     try:
-        clips, kept = _clips(order, index, processes, report)
+        clips, kept = _clips(order, index, processes, report, stop)
         trainer = Trainer(settings, steps_of(settings, clips), _named(index), processes, encoder)
         report({"event": "note", "text": sentence(settings, clips, trainer.steps, kept.where)})
         for run in runs:
@@ -124,23 +130,36 @@ def _train(
         )
         finished = train(course)
     except UnspoolError as error:
+        status = "interrupted" if isinstance(error, Stopped) else "failed"
         for run in runs:
-            run.end("failed", warnings=[str(error)])
+            run.end(status, warnings=[str(error)] if status == "failed" else [])
             write_page(order.folder)
         raise
     for run in runs:
+        if finished:
+            report({"event": "note", "text": _praise(order, trainer)})
         run.end("done" if finished else "interrupted", timings={"learning": round(trainer.seconds, 1)})
         report({"event": "end", "page": str(write_page(order.folder)), "timings": {}, "frames": 0})
+
+
+def _praise(order: Order, trainer: Trainer) -> str:
+    """What there is now, and how to use it."""
+    best = trainer.best
+    scored = f"; best J {100 * best['J']:.1f} at step {best['step']:,}" if best else ""
+    use = f"unspool track clip.mp4 --mask first.png --model {order.folder}"
+    return f"learnt in {trainer.done:,} steps, {duration(trainer.seconds)}{scored}. To use it: {use}"
 
 
 # ------------------------------------------------------------------------------------- what is learnt from
 
 
-def _clips(order: Order, index: Index | None, processes: Processes, report: Report) -> tuple[Clips, Kept]:
+def _clips(
+    order: Order, index: Index | None, processes: Processes, report: Report, stop: Stopping
+) -> tuple[Clips, Kept]:
     """All clips of the run, their frames decoded and rendered by the first process of each machine."""
     made = rendered_scenes(order.settings)
     videos = index.videos if index else ()
-    progress = partial(_tell_storing, report, perf_counter())
+    progress = partial(_tell_storing, report, stop, perf_counter())
     kept = processes.in_turn(
         lambda: keep_frames(
             (*videos, *made),
@@ -180,7 +199,9 @@ def _loading_workers(order: Order, kept: Kept, processes: Processes) -> int:
     return max(1, min(8, (os.cpu_count() or 1) // here - 1))
 
 
-def _tell_storing(report: Report, started: float, done: int, total: int) -> None:
+def _tell_storing(report: Report, stop: Stopping, started: float, done: int, total: int) -> None:
+    if stop.is_set():
+        raise Stopped("stopped while frames were decoded")
     rate = done / max(perf_counter() - started, 1e-6)
     report({"event": "storing", "done": done, "total": total, "seconds_left": round((total - done) / rate)})
 

@@ -35,7 +35,8 @@ class Trainer:
         self.method = method_named(settings.method)
         torch.manual_seed(how.seed)
         self.learner = self.method.build(settings.config, encoder, processes.ranks)
-        if how.channels_last:
+        on_gpu = processes.device.type == "cuda"
+        if on_gpu if how.channels_last is None else how.channels_last:
             self.learner.to(memory_format=torch.channels_last)
         if how.compile:
             self.learner.compile()

@@ -122,6 +122,8 @@ def start(machines: Machines, precision: str) -> Processes:
     device = device_named(machines.device)
     if precision == "fp16" and device.type == "cpu":
         raise UsageError("precision fp16 is for GPUs; use bf16 or fp32 on the CPU")
+    imported("tensorboard", "unspool[train]")  # before any work: it is needed later
+    torch.backends.cudnn.benchmark = True  # all batches have one size
     fabric = _fabric(device, *_counts(machines, device), precision)
     fabric.launch()
     return Processes(fabric)

@@ -33,7 +33,7 @@ class Training:
     accumulate: int = 1  # batches of a step, one after the other, each a loss of its own
     clip_gradients: float = 0.0  # largest norm of all gradients together; 0: any
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the network; losses are computed in float32
-    channels_last: bool = False  # memory format of the network
+    channels_last: bool | None = None  # memory format of the network; None: on GPUs, where it is faster
     compile: bool = False  # the network, by torch.compile
     seed: int = 0  # of weights, clips and everything that is drawn
     rendered: int = 0  # scenes that stand beside the videos
