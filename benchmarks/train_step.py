@@ -4,9 +4,9 @@
     python benchmarks/train_step.py --processes [--preset dul-small] [--clips 16]
 
 A step: clips drawn from kept frames, resized, cropped, flipped; the second view; both branches; losses;
-backward; the optimiser. The floor: `conv2d` of every convolution at the shapes that the step gives it, forward for the
-branch without gradient, forward and backward for the other, each by itself in the same memory format. Best of
-the rounds, both formats in turn. `--processes`: throughput of one process and of two on the same batch.
+backward; the optimiser. The floor: `conv2d` of every convolution at the shapes that the step gives it, forward
+for the branch without gradient, forward and backward for the other, each by itself in the same memory format.
+Best of the rounds, one format after the other. `--processes`: throughput of one process and of two.
 """
 
 from __future__ import annotations
