@@ -4,9 +4,9 @@
     python benchmarks/train_step.py --processes [--preset dul-small] [--clips 16]
 
 A step: clips drawn from kept frames, resized, cropped, flipped; the second view; both branches; losses;
-backward; the optimiser. The floor: `conv2d` of every convolution at the shapes that the step gives it, forward
-for the branch without gradient, forward and backward for the other, each by itself in the same memory format.
-Best of the rounds, one format after the other. `--processes`: throughput of one process and of two.
+backward; the optimiser. The floor: `conv2d` of every convolution at the shapes that the step gives it,
+forward for the branch without gradient, forward and backward for the other, each by itself in the same memory
+format. Best of the rounds, formats in turn. `--processes`: throughput of one process and of two.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -44,61 +45,63 @@ def kept_clips(settings: Settings, folder: Path) -> Any:
     return clips_of((), made, Stored(store), settings, 0.2)
 
 
-def whole_step(settings: Settings, clips: Any, last: bool, rounds: int) -> tuple[float, Counter[Call]]:
-    """Best seconds of a step, and what its convolutions were given."""
-    torch.manual_seed(0)
-    learner = dul.build(settings.config)
-    learner.to(memory_format=torch.channels_last if last else torch.contiguous_format)
-    optimiser, schedule = dul.optimiser(learner, settings.config, 1000)
-    calls: Counter[Call] = Counter()
-    convolutions = [m for m in learner.modules() if isinstance(m, nn.Conv2d)]
-    seconds = []
-    for number in range(rounds + 1):
-        hooks = [m.register_forward_pre_hook(counting(calls)) for m in convolutions if number == 0]
+@dataclass
+class Form:
+    """One memory format: a learner in it, and the best times so far."""
+
+    settings: Settings
+    last: bool
+    calls: Counter[Call] = field(default_factory=Counter)
+    steps: list[float] = field(default_factory=list)
+    bare: dict[Call, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(0)
+        self.format = torch.channels_last if self.last else torch.contiguous_format
+        self.learner = dul.build(self.settings.config).to(memory_format=self.format)
+        self.optimiser, _ = dul.optimiser(self.learner, self.settings.config, 1000)
+
+    def step(self, clips: Any) -> None:
+        """A whole one; the first also tells what its convolutions were given."""
+        convolutions = [m for m in self.learner.modules() if isinstance(m, nn.Conv2d) and not self.steps]
+        hooks = [m.register_forward_pre_hook(self._count) for m in convolutions]
         started = perf_counter()
-        views = first_view(clips.batch_at(0, 0), settings.augmentation)
-        loss, _ = dul.loss(learner, views, torch.Generator().manual_seed(number), ALONE)
+        views = first_view(clips.batch_at(0, 0), self.settings.augmentation)
+        loss, _ = dul.loss(self.learner, views, torch.Generator().manual_seed(0), ALONE)
         loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
-        schedule.step()
-        seconds.append(perf_counter() - started)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.steps.append(perf_counter() - started)
         for hook in hooks:
             hook.remove()
-    return min(seconds[1:]), calls
+
+    def _count(self, module: nn.Conv2d, given: tuple[Tensor, ...]) -> None:
+        self.calls[module, given[0].shape, torch.is_grad_enabled()] += 1
+
+    def convolve(self) -> None:
+        """Every convolution by itself, once."""
+        for call in self.calls:
+            self.bare.setdefault(call, []).append(bare_convolution(call, self.format))
+
+    @property
+    def floor(self) -> float:
+        return sum(count * min(self.bare[call]) for call, count in self.calls.items())
 
 
-def counting(calls: Counter[Call]) -> Any:
-    def count(module: nn.Conv2d, given: tuple[Tensor, ...]) -> None:
-        calls[module, given[0].shape, torch.is_grad_enabled()] += 1
-
-    return count
-
-
-def bare(calls: Counter[Call], last: bool, rounds: int) -> float:
-    """Sum of the best seconds of each convolution alone."""
-    return sum(count * bare_convolution(call, last, rounds) for call, count in calls.items())
-
-
-def bare_convolution(call: Call, last: bool, rounds: int) -> float:
+def bare_convolution(call: Call, form: torch.memory_format) -> float:
+    """Seconds of `conv2d` forward, and backward where the step goes backward."""
     module, shape, learns = call
-    form = torch.channels_last if last else torch.contiguous_format
     images = torch.randn(shape).to(memory_format=form).requires_grad_(learns and shape[1] != 3)
     weight = module.weight.detach().to(memory_format=form).requires_grad_(learns)
-    gradient = None
-    seconds = []
-    for _ in range(rounds + 1):
+    started = perf_counter()
+    out = conv2d(images, weight, None, module.stride, module.padding)  # type: ignore[arg-type]
+    passed = perf_counter() - started
+    if learns:
+        gradient = torch.randn_like(out)
         started = perf_counter()
-        out = conv2d(images, weight, None, module.stride, module.padding)  # type: ignore[arg-type]
-        passed = perf_counter() - started
-        if learns:
-            gradient = torch.randn_like(out) if gradient is None else gradient
-            started = perf_counter()
-            out.backward(gradient)
-            passed += perf_counter() - started
-            images.grad = weight.grad = None
-        seconds.append(passed)
-    return min(seconds[1:])
+        out.backward(gradient)
+        passed += perf_counter() - started
+    return passed
 
 
 def compare_steps(settings: Settings, rounds: int) -> None:
@@ -107,14 +110,18 @@ def compare_steps(settings: Settings, rounds: int) -> None:
         f"{settings.preset}: {settings.config.clips} clips of {settings.sampling.frames} frames at {size}, "
         f"width {settings.config.width}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
-    print(f"{'':16}{'step, s':>10}{'convolutions, s':>18}{'ratio':>8}{'frames/s':>10}")
+    forms = {"contiguous": Form(settings, False), "channels last": Form(settings, True)}
     with tempfile.TemporaryDirectory() as folder:
         clips = kept_clips(settings, Path(folder))
-        for name, last in (("contiguous", False), ("channels last", True)):
-            step, calls = whole_step(settings, clips, last, rounds)
-            floor = bare(calls, last, rounds)
-            frames = settings.config.clips * settings.sampling.frames
-            print(f"{name:16}{step:10.2f}{floor:18.2f}{step / floor:8.2f}{frames / step:10.1f}", flush=True)
+        for _ in range(rounds):  # in turn, since other work on the machine comes and goes
+            for form in forms.values():
+                form.step(clips)
+                form.convolve()
+    frames = settings.config.clips * settings.sampling.frames
+    print(f"{'':16}{'step, s':>10}{'convolutions, s':>18}{'ratio':>8}{'frames/s':>10}")
+    for name, form in forms.items():
+        step, floor = min(form.steps), form.floor
+        print(f"{name:16}{step:10.2f}{floor:18.2f}{step / floor:8.2f}{frames / step:10.1f}")
 
 
 def compare_processes(settings: Settings, threads: int) -> None:
