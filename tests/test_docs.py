@@ -3,6 +3,7 @@
 import re
 import shlex
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ import pytest
 import torch
 
 from unspool.cli import app
+from unspool.data.layouts import LAYOUTS
 from unspool.encoders import MODELS
 from unspool.masks import write_mask
 from unspool.protocols.tracking import PROTOCOLS
 from unspool.rendered import render
 from unspool.tracking import PRESETS, tracking_preset
+from unspool.training.settings import METHODS, Training, presets_of
 from unspool.video import VideoWriter
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +77,7 @@ def test_a_documented_command_parses(page: str, line: str) -> None:
 
 def test_every_verb_is_documented() -> None:
     documented = "\n".join(TEXT.values())
-    for verb in ("demo", "track", "eval tracking", "models", "view"):
+    for verb in ("demo", "track", "eval tracking", "train dul", "models", "view"):
         assert f"unspool {verb}" in documented
 
 
@@ -89,6 +92,24 @@ def test_a_preset_names_its_paper_its_table_its_score_and_its_command(name: str)
     assert set(table["source"]) >= {"paper", "code", "table", "expected", "command"}
     assert f"--preset {name}" in table["source"]["command"]
     assert tracking_preset(name).propagation
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_training_preset_names_its_paper_its_code_and_its_command(method: str) -> None:
+    for name in presets_of(method):
+        table = tomllib.loads((ROOT / "src" / "unspool" / "presets" / f"{name}.toml").read_text("utf-8"))
+        assert set(table["source"]) >= {"paper", "code", "command"}
+        words = shlex.split(table["source"]["command"])
+        assert f"--preset {name}" in table["source"]["command"]
+        kind = words[words.index("--data") + 1].partition(":")[0]
+        assert kind in {*LAYOUTS, "VIDEOS"}
+        app.parse_args(words[1:], exit_on_error=False, print_error=False)
+
+
+def test_every_training_preset_and_setting_of_training_is_documented() -> None:
+    text = TEXT[Path("docs/train.md")]
+    assert all(f"`{name}`" in text for method in METHODS for name in presets_of(method))
+    assert all(f"`{field.name}`" in text or f"--{field.name}" in text for field in fields(Training))
 
 
 def test_every_figure_of_the_performance_page_names_a_benchmark_that_exists() -> None:

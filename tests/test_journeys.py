@@ -514,3 +514,57 @@ def test_the_version_tells_what_it_runs_on(run: Run) -> None:
     text = run("--version", "-v")[1]
     for part in ("python 3.", "torch ", "libavcodec", "devices: cpu"):
         assert part in text
+
+
+# -------------------------------------------------------------------------------------------- train
+
+SMALL = [
+    word
+    for setting in ("dul.clips=2", "dul.width=4", "dul.embedding=8", "dul.anchors=2", "dul.references=2")
+    for word in ("--set", setting)
+] + ["--set", "augmentation.size=[32, 32]", "--set", "augmentation.short_side=[32, 40]", "--device", "cpu"]
+
+
+@pytest.fixture
+def footage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("UNSPOOL_CACHE", str(tmp_path / "cache"))
+    for name in "abc":
+        make_clip(tmp_path / "videos" / f"{name}.mp4")
+    return tmp_path / "videos"
+
+
+def test_train_then_track_with_what_was_learnt(run: Run, tmp_path: Path, footage: Path) -> None:
+    code, out, err = run("train", "dul", "--data", "videos", "--steps", 2, "--validate-every", 0, *SMALL)
+    assert code == 0, err
+    assert out.strip() == "unspool-train-dul/index.html"
+    assert "3 videos; 2 steps of 2 clips of 5 frames at 32x32" in err
+    assert "To use it: unspool track clip.mp4 --mask first.png --model unspool-train-dul" in err
+    make_mask(tmp_path / "first.png")
+    clip = footage / "a.mp4"
+    code, _, err = run("track", clip, "--mask", "first.png", "--model", "unspool-train-dul", "-o", "t")
+    assert code == 0, err
+    assert read(tmp_path / "t" / "run.json")["model"]["dim"] == 32
+
+
+def test_train_tells_machines_every_step(run: Run, footage: Path) -> None:
+    options = ("--steps", 2, "--validate-every", 0, "--json", "-q")
+    code, out, _ = run("train", "dul", "--data", footage / "a.mp4", footage / "b.mp4", *options, *SMALL)
+    events = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [e["step"] for e in events if e["event"] == "step"] == [1, 2]
+    assert events[-1]["event"] == "end"
+
+
+def test_train_without_data_or_with_wrong_settings_is_wrong_use(run: Run, footage: Path) -> None:
+    for words, expected in (
+        ([], "nothing to train on"),
+        (["--data", "nowhere"], "no such file or folder"),
+        (["--data", "videos", "--set", "dul.widht=3"], "did you mean 'width'?"),
+        (["--data", "videos", "--preset", "dino"], "there are dul-kinetics"),
+        (["--data", "videos", "--device", "tpu"], "device 'tpu' is not there"),
+        (["--data", "videos", "--devices", "0"], "1 or more of each"),
+        (["--data", "videos", "--steps", "0"], "training.steps"),
+    ):
+        code, _, err = run("train", "dul", *words)
+        assert code == 2, err
+        assert expected in err

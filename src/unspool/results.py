@@ -5,6 +5,7 @@ RESULT/
   videos/NAME/{masks/00000.png, overlay.mp4, frames.mp4, thumbs.jpg, tracks.json, done.json}
   data/NAME.js, data/NAME-000.js     what the page needs: run-length labels at display size
   davis/SEQ/00000.png                eval only
+  checkpoints/, encoder.safetensors, log.jsonl, pictures/, tensorboard/     train only (`unspool.training`)
 
 Every file appears under a temporary name and is renamed when whole; `done.json` comes last, so a video
 without it is redone. Nothing here knows of encoders: images and label maps come in, files go out.
@@ -445,6 +446,21 @@ def read_done(folder: Path, name: str) -> Json | None:
     return content if isinstance(content, dict) else None
 
 
+def read_log(path: Path) -> Iterator[Json]:
+    """The records of a log.jsonl; a line that a kill has cut is passed over."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and "step" in record:
+            yield record
+
+
 class Run:
     """`run.json` of a result folder: begun, updated after every video, ended.
 
@@ -487,10 +503,12 @@ class Run:
         return content if isinstance(content, dict) else None
 
     def _clear(self) -> None:
-        for name in ("videos", "data", "davis"):
+        for name in ("videos", "data", "davis", "checkpoints", "tensorboard", "pictures"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
-        for name in ("index.html", "run.json", "scores.json", "scores.csv"):
+        for name in ("index.html", "run.json", "scores.json", "scores.csv", "log.jsonl"):
             (self.folder / name).unlink(missing_ok=True)
+        for path in self.folder.glob("encoder*.safetensors"):
+            path.unlink()
 
     def video(self, entry: Json) -> None:
         """Add or replace the entry of one video (`name`, `status`, ...) and save."""
