@@ -27,15 +27,17 @@ class Forwarder:
 
     temperature: float = 0.1  # tau, > 0
     window: int = 6  # largest |dy|, |dx| from source to target, cells; 0: anywhere
-    top_k: int | None = 5  # sources kept per target, jointly over all frames, and those that tie; None: all
+    top_k: int = 5  # sources kept per target, jointly over all frames, and those that tie; 0: all
     context: int = 7  # frames before the target that are sources, besides the first, >= 0
-    masked: Literal["first", "last"] = "first"  # the window before Eq. 4 divides, or after (paper's Listing 1)
+    masked: Literal["first", "last"] = (
+        "first"  # the window before Eq. 4 divides, or after (paper's Listing 1)
+    )
 
     def __post_init__(self) -> None:
         for name, valid in (
             ("temperature", self.temperature > 0),
             ("window", self.window >= 0),
-            ("top_k", self.top_k is None or self.top_k >= 1),
+            ("top_k", self.top_k >= 0),
             ("context", self.context >= 0),
             ("masked", self.masked in ("first", "last")),
         ):
@@ -59,7 +61,9 @@ def forward_maps(
     """
     (clips, frames, tokens, _), (given, prototypes) = features.shape, (maps.shape[1], maps.shape[3])
     if grid[0] * grid[1] != tokens or not 1 <= given <= frames:
-        raise ShapeError(f"{given} of {frames} maps of {tokens} tokens do not fit a grid of {grid[0]}x{grid[1]}")
+        raise ShapeError(
+            f"{given} of {frames} maps of {tokens} tokens do not fit a grid of {grid[0]}x{grid[1]}"
+        )
     exact = torch.promote_types(features.dtype, torch.float32)
     with torch.autocast(features.device.type, enabled=False):
         unit = normalize(features.to(exact), dim=3)
@@ -88,7 +92,7 @@ def _forward(
     if outside is not None and how.masked == "first":
         blocks.masked_fill_(outside[:, None], NOWHERE)
     labels = known[:, part].flatten(1, 2)
-    if how.top_k is None or how.top_k >= logits.shape[2]:
+    if not 0 < how.top_k < logits.shape[2]:
         weights = (logits / how.temperature).softmax(dim=2)
         if outside is not None:
             weights.unflatten(2, (len(sources), -1)).masked_fill_(outside[:, None], 0.0)

@@ -1,4 +1,4 @@
-"""Balanced assignment of tokens to prototypes: entropic optimal transport by Sinkhorn and Knopp's iteration."""
+"""Balanced assignment of tokens to prototypes: entropic optimal transport, by Sinkhorn-Knopp."""
 
 from __future__ import annotations
 
