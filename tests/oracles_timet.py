@@ -1,4 +1,4 @@
-"""TimeT the plain way: the published algorithms loop by loop, and those of its errors that recordings hold."""
+"""TimeT the plain way: the published algorithms, and those of its errors that recordings hold."""
 
 import numpy as np
 import torch
@@ -84,7 +84,7 @@ def plain_loss(
 
 
 def released_propagation_scores(prediction: np.ndarray, truth: np.ndarray) -> dict[int, float]:
-    """By class: counts add up over frames, running IoUs are summed over all frames and divided by those with it."""
+    """By class: counts add up over frames; running IoUs are summed over all and divided by those with it."""
     scores = {}
     for class_ in [c for c in np.unique(truth) if c]:
         shared, wrong, missed, total, frames = 0, 0, 0, 0.0, 0

@@ -69,7 +69,7 @@ def test_frame_numbers_are_the_published_ones(golden: Golden) -> None:
         modes.add(mode)
         rng = PythonsDraws(int(file["idx_seed_rule"]) + int(length))
         rules = {
-            "uniform": lambda n, t, rng: sampling.uniform(n, t, rng),
+            "uniform": sampling.uniform,
             "dense": lambda n, t, rng: sampling.regular(n, t, 1, rng),
             "regular": lambda n, t, rng: sampling.regular(n, t, 3, rng),
         }

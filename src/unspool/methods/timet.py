@@ -131,7 +131,7 @@ class Seen:
 
 
 class Learner(nn.Module):
-    """The encoder, frozen but for its last part, the head and the prototypes; a teacher and a queue if wanted.
+    """The encoder, frozen but for its last part, and the head; a teacher and a queue if wanted.
 
     One pass: the frozen part sees all frames that are needed, once, without a graph. The last part then sees
     the last frame with a graph and the others without; a teacher has a last part of its own and shares the
@@ -409,10 +409,10 @@ def after_step(module: Learner, step: int) -> None:
     if teacher is not None:
         momentum = cosine(config.teacher_momentum, 1.0, step, module.steps)
         follow(teacher, student, momentum if config.teacher == "ema" else 1 - momentum)
-    if step % LOOK_EVERY == 0 and float(module.commonest) >= COLLAPSED:
+    if step % LOOK_EVERY == 0 and (share := float(module.commonest)) >= COLLAPSED:
         warnings.warn(
-            f"step {step}: the run has collapsed, {float(module.commonest):.0%} of all tokens are predicted to be "
-            "of one prototype; start again with a lower learning rate, more clips per step, or "
+            f"step {step}: the run has collapsed, {share:.0%} of all tokens are predicted to be of one "
+            "prototype; start again with a lower learning rate, more clips per step, or "
             "timet.epsilon and timet.iterations nearer to their defaults",
             UnspoolWarning,
             stacklevel=2,

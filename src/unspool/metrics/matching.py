@@ -60,6 +60,20 @@ def clustering(
     ids present in the unit. Source: Timetuning: metrics.py PredsmIoU; leopart: experiments/utils.py.
     """
     counts = total_counts(prediction, truth)
+    return _scored(counts, rule, clusters, classes)
+
+
+def unmatched(prediction: LabelMaps, truth: LabelMaps, classes: int) -> ClusterScores:
+    """Predictions that are classes already, 0 to `classes` - 1; void pixels are left out first."""
+    counts = total_counts(prediction, truth)
+    found = _ids("prediction", "classes", counts.sum(axis=1), classes)
+    _ids("truth", "classes", counts.sum(axis=0), classes)
+    counts = padded(counts, (classes, classes))[:classes, :classes]
+    shared = counts.diagonal()
+    return ClusterScores(found, shared, counts.sum(axis=1) - shared, counts.sum(axis=0) - shared, found)
+
+
+def _scored(counts: Counts, rule: Rule, clusters: int | None, classes: int | None) -> ClusterScores:
     cluster_ids = _ids("prediction", "clusters", counts.sum(axis=1), clusters)
     class_ids = _ids("truth", "classes", counts.sum(axis=0), classes)
     counts = padded(counts, (clusters or 0, classes or 0))[np.ix_(cluster_ids, class_ids)]
