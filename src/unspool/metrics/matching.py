@@ -60,7 +60,7 @@ def clustering(
     ids present in the unit. Source: Timetuning: metrics.py PredsmIoU; leopart: experiments/utils.py.
     """
     counts = total_counts(prediction, truth)
-    return _scored(counts, rule, clusters, classes)
+    return clustering_of_counts(counts, rule, clusters=clusters, classes=classes)
 
 
 def unmatched(prediction: LabelMaps, truth: LabelMaps, classes: int) -> ClusterScores:
@@ -73,7 +73,10 @@ def unmatched(prediction: LabelMaps, truth: LabelMaps, classes: int) -> ClusterS
     return ClusterScores(found, shared, counts.sum(axis=1) - shared, counts.sum(axis=0) - shared, found)
 
 
-def _scored(counts: Counts, rule: Rule, clusters: int | None, classes: int | None) -> ClusterScores:
+def clustering_of_counts(
+    counts: Counts, rule: Rule, *, clusters: int | None = None, classes: int | None = None
+) -> ClusterScores:
+    """`clustering` of a unit that is known by its pixels of every cluster in every class, void left out."""
     cluster_ids = _ids("prediction", "clusters", counts.sum(axis=1), clusters)
     class_ids = _ids("truth", "classes", counts.sum(axis=0), classes)
     counts = padded(counts, (clusters or 0, classes or 0))[np.ix_(cluster_ids, class_ids)]
