@@ -290,7 +290,7 @@ def resize_as_pillow(frames: UInt8[Tensor, "t c _ _"], size: tuple[int, int]) ->
         planes = columns.apply(planes, dim=2)
     if frames.shape[-2] != size[0]:
         planes = rows.apply(planes, dim=1)
-    return planes.unflatten(0, frames.shape[:2])
+    return planes.view(*frames.shape[:2], *size)
 
 
 def _pair(values: Tensor) -> tuple[int, int]:

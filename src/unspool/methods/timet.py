@@ -138,6 +138,8 @@ class Learner(nn.Module):
     rest. Dropout and batch norm statistics of the encoder rest.
     """
 
+    queue: Tensor  # [size, D]
+
     def __init__(self, config: Config, encoder: Any, tail: list[nn.Module], ranks: Ranks) -> None:
         super().__init__()
         self.config, self.steps = config, 1  # steps of the run, told by `optimiser`

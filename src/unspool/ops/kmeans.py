@@ -126,7 +126,7 @@ def _chunks(
 ) -> Iterator[tuple[Float[Tensor, "m d"], Int64[Tensor, " m"], Float[Tensor, " m"]]]:
     """(points, nearest centre, squared distance to it), part by part."""
     towards, square = -2 * centres.T, centres.square().sum(dim=1)
-    for part in points.split(max(1, PRODUCTS // len(centres))):
+    for part in torch.split(points, max(1, PRODUCTS // len(centres))):
         near, labels = torch.addmm(square, part, towards).min(dim=1)
         yield part, labels, near.add_(part.square().sum(dim=1)).clamp_(min=0)
 

@@ -238,7 +238,8 @@ def _counts(
 
 def _stretched(labels: Int64[Tensor, "t h w"], size: tuple[int, ...]) -> Int64[np.ndarray, "t H W"]:
     rows, columns = (nearest_source(old, new) for old, new in zip(labels.shape[1:], size, strict=True))
-    return labels[:, rows][:, :, columns].numpy()
+    stretched: Int64[np.ndarray, "t H W"] = labels[:, rows][:, :, columns].numpy()
+    return stretched
 
 
 def resized_truth(truth: Integer[np.ndarray, "t H W"], side: int) -> Integer[np.ndarray, "t h w"]:

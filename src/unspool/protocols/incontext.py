@@ -90,7 +90,7 @@ def nearest_rows(
     if k > len(memory):
         raise DataError(f"{k} neighbours of a memory of {len(memory)} rows; ask for fewer, or remember more")
     step = max(1, PRODUCTS // len(memory))
-    return torch.cat([(part @ memory.T).topk(k, dim=1)[1] for part in queries.split(step)])
+    return torch.cat([(part @ memory.T).topk(k, dim=1)[1] for part in torch.split(queries, step)])
 
 
 def voted(
@@ -124,7 +124,7 @@ def enlarged(
     soft: Float[Tensor, "m p classes"], grid: tuple[int, int], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "m H W"]:
     """Label maps: soft labels stretched bilinearly to `size`, then the likeliest class of every pixel."""
-    maps = soft.transpose(1, 2).unflatten(2, grid)
+    maps = soft.transpose(1, 2).reshape(len(soft), -1, *grid)
     labels = [interpolate(each[None], size, mode="bilinear").argmax(dim=1)[0] for each in maps]
     return torch.stack(labels).to(torch.uint8).cpu().numpy()
 

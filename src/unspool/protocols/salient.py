@@ -44,10 +44,10 @@ def attention_foreground(
         raise ShapeError(
             f"attention to {attention.shape[2]} patches does not fit a grid of {grid[0]}x{grid[1]}"
         )
-    smooth = _smoothed(attention.mean(dim=1).unflatten(1, grid)).flatten(1)
+    smooth = _smoothed(attention.mean(dim=1).view(-1, *grid)).flatten(1)
     ascending, order = (smooth / smooth.sum(dim=1, keepdim=True)).sort(dim=1)
     kept = ascending.cumsum(dim=1) > 1 - mass
-    mask = torch.zeros_like(kept).scatter_(1, order, kept).unflatten(1, grid)
+    mask = torch.zeros_like(kept).scatter_(1, order, kept).view(-1, *grid)
     return torch.from_numpy(np.stack([_without_specks(image) for image in mask.cpu().numpy()]))
 
 
