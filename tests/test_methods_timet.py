@@ -242,7 +242,7 @@ def test_the_queue_takes_part_once_it_is_full() -> None:
     for _ in range(4):
         loss, _ = timet.loss(learner, clips(2), seeded())
         losses.append(loss.item())
-    assert losses[0] == losses[1] == float(timet.loss(alone, clips(2), seeded())[0])
+    assert losses[0] == losses[1] == timet.loss(alone, clips(2), seeded())[0].item()
     assert learner.queue[-1].any()
 
 

@@ -88,14 +88,14 @@ def _forward(
     keys = unit[:, part].flatten(1, 2)
     logits = unit[:, frame] @ keys.transpose(1, 2)
     outside = _outside(grid, how.window, unit.device)
-    blocks = logits.unflatten(2, (len(sources), -1))
+    blocks = logits.view(*logits.shape[:2], len(sources), -1)
     if outside is not None and how.masked == "first":
         blocks.masked_fill_(outside[:, None], NOWHERE)
     labels = known[:, part].flatten(1, 2)
     if not 0 < how.top_k < logits.shape[2]:
         weights = (logits / how.temperature).softmax(dim=2)
         if outside is not None:
-            weights.unflatten(2, (len(sources), -1)).masked_fill_(outside[:, None], 0.0)
+            weights.view_as(blocks).masked_fill_(outside[:, None], 0.0)
         return weights @ labels
     wanted = min(how.top_k + len(sources) - 1, logits.shape[2])  # what stands still ties in every frame
     best, place = logits.topk(wanted, dim=2)

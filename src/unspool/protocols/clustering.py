@@ -293,4 +293,5 @@ def as_categories(
     found, place = np.unique(labels, return_inverse=True)
     if missing := sorted(set(found.tolist()) - set(renamed)):
         raise DataError(f"ids {missing} have no category; the table knows {sorted(table)}")
-    return np.array([renamed[id_] for id_ in found.tolist()], labels.dtype)[place].reshape(labels.shape)
+    categories = np.array([renamed[id_] for id_ in found.tolist()], labels.dtype)
+    return np.asarray(categories[place].reshape(labels.shape))
