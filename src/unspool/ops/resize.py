@@ -104,12 +104,12 @@ def _one_hot(labels: Integer[Tensor, "h w"], ids: Sequence[int]) -> Float[Tensor
 
 def _resize_nearest(image: Tensor, size: tuple[int, int]) -> Tensor:
     rows, columns = (
-        _nearest_source(old, new).to(image.device) for old, new in zip(image.shape, size, strict=True)
+        nearest_source(old, new).to(image.device) for old, new in zip(image.shape, size, strict=True)
     )
     return image[rows][:, columns]
 
 
-def _nearest_source(old: int, new: int) -> Int[Tensor, " new"]:
+def nearest_source(old: int, new: int) -> Int[Tensor, " new"]:
     """Source index of every target pixel: Pillow sums the step in float64, pixel by pixel, from its half."""
     step = torch.full((new,), old / new, dtype=torch.float64)
     step[0] *= 0.5
