@@ -103,6 +103,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     )
 
 
+def tensors_named(path: Path, beginnings: tuple[str, ...]) -> State:
+    """The tensors of a file, of ours or of BA's, whose names begin so; none where it holds no such."""
+    content = _read(path)
+    state = _inside(content, Layout("BA", ("model_state_dict",), "")) or _inside(content, Layout("", (), ""))
+    return {key: value for key, value in (state or {}).items() if key.startswith(beginnings)}
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
@@ -259,9 +266,10 @@ def weights_hash(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def save_encoder(encoder: nn.Module, path: Path) -> None:
+def save_encoder(encoder: nn.Module, path: Path, beside: State | None = None) -> None:
     """Write an encoder as a safetensors file that `load_encoder` takes, whole or not at all.
 
+    `beside`: tensors of what stands on the encoder, which `tensors_named` reads.
     Metadata: `unspool` (the format's number), `family` and `padding`.
     """
     network: Any = encoder.network
@@ -271,7 +279,8 @@ def save_encoder(encoder: nn.Module, path: Path) -> None:
         "family": _family(network.state_dict()),
         "padding": convolution.padding_mode if convolution is not None else "zeros",
     }
-    tensors = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
+    state = {**encoder.state_dict(), **(beside or {})}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save_file(tensors, unfinished, metadata=facts)
