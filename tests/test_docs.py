@@ -6,14 +6,19 @@ import tomllib
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from unspool.cli import app
 from unspool.data.layouts import LAYOUTS
 from unspool.encoders import MODELS
+from unspool.masks import write_mask
 from unspool.protocols.tracking import PROTOCOLS
+from unspool.rendered import render
 from unspool.tracking import PRESETS, tracking_preset
 from unspool.training.settings import METHODS, Training, presets_of
+from unspool.video import VideoWriter
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -28,6 +33,39 @@ COMMANDS = sorted(
         if re.search(r"\bunspool (?!-)", line)
     }
 )
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+class OwnModule(torch.nn.Module):
+    """What a reader would bring: a map of 14 px per token."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(images, 14)
+
+
+@pytest.mark.parametrize("page", [page for page, text in TEXT.items() if PYTHON.search(text)], ids=str)
+def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "videos").mkdir()
+    clip = render(0, height=56, width=84, frames=6, objects=2)
+    for name in ("clip.mp4", "videos/a.mp4", "videos/b.mp4"):
+        with VideoWriter(tmp_path / name, height=56, width=84, times=clip.video.times) as writer:
+            for image in clip.video:
+                writer.write(image)
+    write_mask(tmp_path / "first.png", clip.labels(0))
+    truth = [np.asarray(clip.labels(t)) for t in range(6)]
+    names = {"my_module": OwnModule(), "prediction": truth, "truth": truth}
+    for block in PYTHON.findall(TEXT[page]):  # later blocks go on from earlier ones
+        exec(compile(block, str(page), "exec"), names)
+
+
+def test_every_option_of_track_is_documented() -> None:
+    documented = TEXT[Path("docs/track.md")]
+    collection = app["track"].assemble_argument_collection(parse_docstring=False)
+    names = {name for argument in collection for name in argument.names if name.startswith("-")}
+    names = {name for name in names if not name.startswith(("--no-", "--empty-"))}
+    assert names >= {"--memory", "--workers", "-o", "-q"}
+    assert not {name for name in names if not re.search(rf"(?<![\w-]){name}\b", documented)}
 
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS)

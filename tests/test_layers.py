@@ -11,7 +11,7 @@ FLOORS = [
     {"errors", "ops", "metrics"},
     {"video", "masks", "encoders", "rendered"},
     {"data", "methods"},
-    {"tracking"},
+    {"tracking", "segmenting"},
     {"protocols"},
     {"results"},
     {"page_training"},

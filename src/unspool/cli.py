@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -62,12 +63,14 @@ class ModelOptions:
     "auto, cpu, cuda, cuda:1 or mps. Default: auto."
     precision: Annotated[Literal["fp32", "bf16", "fp16"] | None, Parameter(group=RUNTIME)] = None
     "Arithmetic of the encoder. Default: fp32."
+    memory: Annotated[str | None, Parameter(group=RUNTIME)] = None
+    "What the command may take in all, e.g. 4GB; less is slower, results stay the same. Default: as needed."
     seed: Annotated[int | None, Parameter(group=RUNTIME)] = None
     "Seed of everything random (randomly initialised models, rendered clips). Default: 0."
 
     def given(self) -> dict[str, Any]:
         """What stood on the command line."""
-        names = ("model", "preset", "resolution", "device", "precision", "seed")
+        names = ("model", "preset", "resolution", "device", "precision", "memory", "seed")
         return {n: getattr(self, n) for n in names if getattr(self, n) is not None}
 
 
@@ -85,7 +88,7 @@ class RunOptions:
     dry_run: Annotated[bool, Parameter(group=RUNTIME)] = False
     "Say what would be done, with estimated time and peak memory, and stop."
     timings: Annotated[bool, Parameter(group=RUNTIME)] = False
-    "Print the seconds spent on decoding, encoding, propagating and writing."
+    "Print the seconds spent on decoding, encoding, propagating and, by threads beside these, writing."
     json: Annotated[bool, Parameter(name="--json", group=RUNTIME)] = False
     "Events as JSON lines on stdout; words for people stay on stderr."
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], group=RUNTIME)] = False
@@ -342,10 +345,11 @@ def _run(plan: Any, run: RunOptions, model: ModelOptions | None, **arguments: An
     from unspool import jobs, verbs
     from unspool.reporting import Reporter
 
-    if model is not None:
-        arguments["settings"] = verbs.resolve_settings(model.given(), model.config, model.settings or [])
     if run.workers < 1:
         raise UsageError(f"--workers {run.workers}: at least 1")
+    if model is not None:
+        single, workers = model.settings or [], run.workers
+        arguments["settings"] = verbs.resolve_settings(model.given(), model.config, single, workers=workers)
     with Reporter(as_json=run.json, quiet=run.quiet, verbose=run.verbose, timings=run.timings) as reporter:
         return jobs.execute(
             plan(output=run.output, **arguments),
@@ -374,13 +378,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(0)
     try:
         sys.exit(app(arguments, exit_on_error=False, print_error=True) or 0)
-    except CycloptsError:
+    except CycloptsError as error:
+        _error_event(arguments, str(error), 2)
         sys.exit(2)
     except UnspoolError as error:
         print(f"error: {error}", file=sys.stderr)
+        _error_event(arguments, str(error), error.exit_code)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # whoever read our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _error_event(arguments: list[str], text: str, code: int) -> None:
+    """Whoever asked for events learns of an error from them too."""
+    if "--json" in arguments:
+        print(json.dumps({"event": "error", "error": text, "exit_code": code}), flush=True)
