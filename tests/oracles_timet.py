@@ -59,6 +59,7 @@ def plain_loss(
     prototypes: Tensor,  # [K, D]
     mask: Tensor,
     *,
+    assigning: Tensor | None = None,  # [B, T, N, D] of a teacher
     context: int = 7,
     top_k: int = 5,
     epsilon: float = 0.05,
@@ -69,10 +70,11 @@ def plain_loss(
     clips, _, tokens, _ = head.shape
     scores = normalize(head, dim=3) @ prototypes.T
     with torch.no_grad():
-        assigned = plain_sinkhorn(scores[:, 0].detach().flatten(0, 1), epsilon, iterations)
-        plain_sinkhorn(scores[:, -1].detach().flatten(0, 1), epsilon, iterations)  # computed, never used
+        sources = scores if assigning is None else normalize(assigning, dim=3) @ prototypes.T
+        assigned = plain_sinkhorn(sources[:, 0].detach().flatten(0, 1), epsilon, iterations)
+        plain_sinkhorn(sources[:, -1].detach().flatten(0, 1), epsilon, iterations)  # computed, never used
         assigned = assigned.view(clips, tokens, -1)
-    total = torch.zeros(())
+    total = torch.zeros((), device=head.device)
     for clip in range(clips):
         with torch.no_grad():
             forwarded = plain_forward(
