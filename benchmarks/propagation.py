@@ -44,7 +44,7 @@ def clip() -> tuple[list[Tensor], Tensor]:
 
 
 def run(features: list[Tensor], soft: dict[int, Tensor]) -> tuple[list[Tensor], list[float]]:
-    state, out, seconds = start(DUL), [], []
+    state, out, seconds = start(), [], []
     for t, frame in enumerate(features):
         started = perf_counter()
         state, labels = step(state, frame, soft if t == 0 else None, DUL)

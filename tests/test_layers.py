@@ -11,12 +11,13 @@ FLOORS = [
     {"errors", "ops", "metrics"},
     {"video", "masks", "encoders", "rendered"},
     {"data", "methods"},
-    {"tracking"},
+    {"tracking", "segmenting"},
     {"protocols"},
     {"results"},
-    {"page"},
+    {"page_training"},
+    {"page", "training"},
     {"inputs", "jobs", "reporting"},
-    {"verbs"},
+    {"verbs", "verbs_train"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -103,6 +103,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     )
 
 
+def tensors_named(path: Path, beginnings: tuple[str, ...]) -> State:
+    """The tensors of a file, of ours or of BA's, whose names begin so; none where it holds no such."""
+    content = _read(path)
+    state = _inside(content, Layout("BA", ("model_state_dict",), "")) or _inside(content, Layout("", (), ""))
+    return {key: value for key, value in (state or {}).items() if key.startswith(beginnings)}
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
@@ -176,7 +183,13 @@ def vit_architecture(state: State, origin: str) -> str:
 
     Raises WeightsError naming `origin` for sizes that have no name here.
     """
-    dim, _, patch, _ = state["patch_embed.proj.weight"].shape
+    shape = tuple(state["patch_embed.proj.weight"].shape)
+    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
+        raise WeightsError(
+            f"{origin}: its patch weights are {shape}, an encoder of images has (width, 3, patch, patch); "
+            "wrap one that takes clips (VideoMAE, V-JEPA) or other channels: load_encoder(module, patch=...)"
+        )
+    dim, _, patch, _ = shape
     size = {192: "tiny", 384: "small", 768: "base", 1024: "large"}.get(dim)
     registers = any(k in state for k in ("register_tokens", "reg_token", "storage_tokens"))
     if size and patch == 16 and "pos_embed" not in state:
@@ -253,9 +266,10 @@ def weights_hash(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def save_encoder(encoder: nn.Module, path: Path) -> None:
+def save_encoder(encoder: nn.Module, path: Path, beside: State | None = None) -> None:
     """Write an encoder as a safetensors file that `load_encoder` takes, whole or not at all.
 
+    `beside`: tensors of what stands on the encoder, which `tensors_named` reads.
     Metadata: `unspool` (the format's number), `family` and `padding`.
     """
     network: Any = encoder.network
@@ -265,7 +279,8 @@ def save_encoder(encoder: nn.Module, path: Path) -> None:
         "family": _family(network.state_dict()),
         "padding": convolution.padding_mode if convolution is not None else "zeros",
     }
-    tensors = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
+    state = {**encoder.state_dict(), **(beside or {})}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save_file(tensors, unfinished, metadata=facts)

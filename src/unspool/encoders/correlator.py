@@ -1,0 +1,294 @@
+"""The spatio-temporal block of BA on a frozen encoder: attention over the tokens of all frames of a clip.
+
+Network and inference of "Betrayed by Attention" (Ding et al., ECCV 2024; shvdiwnkozbw/SSL-UVOS:
+src/model/attention.py, model_cluster.py); losses are in `methods/ba.py`, clustering in `ops/clustering.py`.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor, nn
+from torch.nn.functional import gelu, interpolate, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
+
+from unspool.encoders import Encoder, encode_batches, load_encoder, save_encoder
+from unspool.encoders.checkpoints import load_strictly, tensors_named
+from unspool.errors import UsageError, WeightsError
+
+ROWS = 256  # of attention, at a time
+OWN = ("temporal_transformer.", "temporal_embedding", "heads")  # what the tensors of a correlator are called
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Dropout that can be drawn again: the same name gives the same mask."""
+
+    seed: int
+    attention: float  # probability to drop
+    rest: float
+
+    def __call__(self, name: str, values: Tensor) -> Tensor:
+        """`values`, some dropped, the others scaled up; names of attention begin so.
+
+        Random bits are drawn 64 at a time, for four values: drawing is most of what dropout costs.
+        """
+        drop = self.attention if name.startswith("attention") else self.rest
+        if not drop:
+            return values
+        generator = torch.Generator(values.device).manual_seed(self.seed ^ zlib.crc32(name.encode()))
+        words = torch.empty(-(-values.numel() // 4), dtype=torch.int64, device=values.device)
+        bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)
+        kept = bits[: values.numel()].view(values.shape) >= round(drop * 2**16) - 2**15
+        return values * kept.to(values.dtype).div_(1 - drop)
+
+
+Heads = Float[Tensor, "heads n d"]
+
+
+class Block(nn.Module):
+    """A pre-norm Transformer block whose attention is handed out. Source: src/model/attention.py: Block."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = nn.ModuleDict({"qkv": nn.Linear(dim, 3 * dim, bias=False), "proj": nn.Linear(dim, dim)})
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(dim, 4 * dim), "fc2": nn.Linear(4 * dim, dim)})
+
+    @property
+    def scale(self) -> float:
+        """Of the products before the softmax: per head (decision 4)."""
+        return float((self.norm1.normalized_shape[0] // self.heads) ** -0.5)
+
+    def projections(self, x: Float[Tensor, "n c"]) -> tuple[Heads, Heads, Heads]:
+        """Queries, keys and values of all heads."""
+        qkv = self.attn["qkv"](self.norm1(x)).view(len(x), 3, self.heads, -1).permute(1, 2, 0, 3)
+        return qkv[0], qkv[1], qkv[2]
+
+    def probabilities(
+        self, q: Float[Tensor, "heads r d"], k: Heads, noise: Noise | None, name: str
+    ) -> Float[Tensor, "heads r n"]:
+        """softmax(q k^T / sqrt d) of some queries (Eq. 1), after dropout."""
+        weights = torch.softmax(q @ k.transpose(1, 2) * self.scale, dim=-1)
+        return weights if noise is None else noise(f"attention {name}", weights)
+
+    def attention(
+        self, q: Heads, k: Heads, rows: Int64[Tensor, " r"], noise: Noise | None
+    ) -> Float[Tensor, "r n"]:
+        """A of some queries, some at a time; what a gradient needs of the heads is computed again."""
+
+        def mean(some: Tensor, k: Tensor, name: str) -> Tensor:
+            return self.probabilities(some, k, noise, name).mean(0)
+
+        return torch.cat([again(mean, q[:, part], k, name) for name, part in _some(rows)])
+
+    def mixed(
+        self, q: Heads, k: Heads, v: Heads, rows: Int64[Tensor, " r"], noise: Noise | None
+    ) -> Float[Tensor, "r c"]:
+        """A V of some queries (Eq. 1), heads side by side."""
+        if noise is None:
+            found = scaled_dot_product_attention(q[None, :, rows], k[None], v[None], scale=self.scale)[0]
+            return found.transpose(0, 1).flatten(1)
+
+        def product(some: Tensor, k: Tensor, v: Tensor, name: str) -> Tensor:
+            return self.probabilities(some, k, noise, name) @ v
+
+        parts = [again(product, q[:, part], k, v, name) for name, part in _some(rows)]
+        return torch.cat(parts, dim=1).transpose(0, 1).flatten(1)
+
+    def features(
+        self, x: Float[Tensor, "r c"], mixed: Float[Tensor, "r c"], noise: Noise | None
+    ) -> Float[Tensor, "r c"]:
+        """F_v: the block's output for tokens x whose attention gathered `mixed`."""
+        drop = noise or _kept
+        x = x + drop("proj", self.attn["proj"](mixed))
+        hidden = drop("mlp1", gelu(self.mlp["fc1"](self.norm2(x))))
+        return x + drop("mlp2", self.mlp["fc2"](hidden))
+
+
+def _kept(name: str, values: Tensor) -> Tensor:
+    return values
+
+
+def _some(rows: Int64[Tensor, " r"]) -> Iterator[tuple[str, Int64[Tensor, " some"]]]:
+    for start in range(0, len(rows), ROWS):
+        yield str(start), rows[start : start + ROWS]
+
+
+def again(function: Any, *inputs: Any) -> Tensor:
+    """function(*inputs), and once more when its gradient is asked for: nothing between is kept."""
+    if not torch.is_grad_enabled():
+        return function(*inputs)  # type: ignore[no-any-return]
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Attended:
+    """A clip before the last block, and that block's projections; rows of A and F_v are made when wanted."""
+
+    block: Block
+    frames: int  # T
+    patches: Int64[Tensor, " n"]  # where the N tokens stand in the sequence, class tokens left out
+    sequence: Float[Tensor, "s c"]
+    q: Float[Tensor, "heads s d"]
+    k: Float[Tensor, "heads s d"]
+    v: Float[Tensor, "heads s d"]
+    noise: Noise | None
+    noisy: bool
+
+    def attention(self, tokens: Int64[Tensor, " r"]) -> Float[Tensor, "r n"]:
+        """A of some tokens; columns of class tokens are left out, rows not brought to 1 again."""
+        noise = self.noise if self.noisy else None
+        rows = self.block.attention(self.q, self.k, self.patches[tokens], noise)
+        return rows if len(self.patches) == rows.shape[1] else rows[:, self.patches]
+
+    def features(self, tokens: Int64[Tensor, " r"]) -> Float[Tensor, "r c"]:
+        """F_v of some tokens."""
+        rows = self.patches[tokens]
+        mixed = self.block.mixed(self.q, self.k, self.v, rows, self.noise)
+        return self.block.features(self.sequence[rows], mixed, self.noise)
+
+
+class Correlator(nn.Module):
+    """A frozen encoder and the block that learns.
+
+    Keys of its state: `temporal_transformer.*` as in the published checkpoints, and `encoder.*`, ours.
+    """
+
+    def __init__(
+        self,
+        encoder: Any,
+        *,
+        heads: int = 8,
+        layers: int = 1,
+        frames: int = 0,
+        features: str = "auto",
+    ) -> None:
+        """`frames`: of the learnt temporal embedding, 0 for none. `features`: the encoder's map that is read.
+
+        `auto`: `keys` where the encoder offers them, as released, else `tokens`. Raises UsageError where
+        the heads do not divide the encoder's channels.
+        """
+        super().__init__()
+        if encoder.dim % heads:
+            raise UsageError(f"ba.heads = {heads} does not divide the encoder's {encoder.dim} channels")
+        self.encoder = encoder
+        self.features = ("keys" if "keys" in encoder.offers else "tokens") if features == "auto" else features
+        self.temporal_transformer = nn.ModuleList(Block(encoder.dim, heads) for _ in range(layers))
+        self.temporal_embedding = nn.Parameter(0.02 * torch.randn(frames, encoder.dim)) if frames else None
+
+    def train(self, mode: bool = True) -> Correlator:
+        """The block trains, the encoder never does."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    @property
+    def blocks(self) -> list[Any]:
+        """First to last."""
+        return list(self.temporal_transformer)
+
+    @torch.no_grad()
+    def encoded(self, images: UInt8[Tensor, "n 3 H W"], class_tokens: bool = False) -> list[Tensor]:
+        """The encoder's maps `[n, c, h, w]` of images, and its class tokens `[n, c]` if wanted."""
+        want = (self.features, "cls_prenorm") if class_tokens else (self.features,)
+        found = list(encode_batches(self.encoder, images, want))
+        return [torch.cat([one[name] for one in found]) for name in want]
+
+    def embedded(self, maps: Float[Tensor, "t c h w"]) -> Float[Tensor, "t n c"]:
+        """Tokens F_t + pe_t; the embedding is stretched to the clip's frames."""
+        tokens = maps.flatten(2).transpose(1, 2)
+        if self.temporal_embedding is None:
+            return tokens
+        table = self.temporal_embedding.T[None]
+        if len(maps) != len(self.temporal_embedding):
+            table = interpolate(table, size=len(maps), mode="linear", align_corners=len(maps) > 1)
+        return tokens + table[0].T[:, None]
+
+    def projected(self, tokens: Float[Tensor, "t n c"]) -> tuple[Tensor, Tensor]:
+        """Queries and keys `[t, heads, n, d]` of the first block, frame by frame.
+
+        Source: eval_oneshot.py: mem_efficient_inference.
+        """
+        heads = self.blocks[0].projections(tokens.flatten(0, 1))[:2]
+        queries, keys = (each.view(len(each), *tokens.shape[:2], -1).transpose(0, 1) for each in heads)
+        return queries, keys
+
+    def attend(
+        self,
+        tokens: Float[Tensor, "t n c"],
+        classes: Float[Tensor, "t c"] | None = None,
+        noise: Noise | None = None,
+        *,
+        noisy: bool = False,
+    ) -> Attended:
+        """The clip's tokens on the way to the last block.
+
+        `classes`: a class token before each frame's tokens. `noisy`: A is handed out after its dropout.
+        Source: src/model/model_cluster.py: AttEncoder.forward.
+        """
+        frames, count, _ = tokens.shape
+        places = torch.arange(frames * count, device=tokens.device)
+        if classes is not None:
+            tokens = torch.cat([classes[:, None], tokens], dim=1)
+            places = places + places // count + 1
+        sequence = tokens.flatten(0, 1)
+        *before, last = self.blocks
+        for number, block in enumerate(before):
+            every = torch.arange(len(sequence), device=sequence.device)
+            own = (
+                None if noise is None else Noise(noise.seed + (number + 1 << 20), noise.attention, noise.rest)
+            )
+            projected = block.projections(sequence)
+            sequence = block.features(sequence, block.mixed(*projected, every, own), own)
+        q, k, v = last.projections(sequence)
+        return Attended(last, frames, places, sequence, q, k, v, noise, noisy)
+
+
+def untrained(encoder: Encoder, *, heads: int = 8, seed: int = 0) -> Correlator:
+    """A block of random weights on an encoder: what the paper compares with."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        correlator = Correlator(encoder, heads=heads)
+    return _ready(correlator, encoder)
+
+
+def load_correlator(path: str | Path, *, device: str = "auto", heads: int = 8) -> Correlator:
+    """The correlator of a file: a published checkpoint of BA, or what `save_correlator` wrote.
+
+    `heads`: of a published one, which does not say. Raises WeightsError where the file holds no block, or not
+    exactly what a block has.
+    """
+    path = Path(path)
+    encoder = load_encoder(path, device=device)
+    state = tensors_named(path, OWN)
+    if not state:
+        raise WeightsError(f"{path}: holds an encoder, but no {OWN[0]}*; train one with: unspool train ba")
+    heads = int(state.pop("heads", torch.tensor(heads)))
+    layers = 1 + max(int(key.split(".")[1]) for key in state if key.startswith(OWN[0]))
+    frames = len(state["temporal_embedding"]) if "temporal_embedding" in state else 0
+    correlator = Correlator(encoder, heads=heads, layers=layers, frames=frames)
+    block = nn.ModuleDict({"temporal_transformer": correlator.temporal_transformer})
+    if correlator.temporal_embedding is not None:
+        correlator.temporal_embedding.data.copy_(state.pop("temporal_embedding"))
+    load_strictly(block, state, str(path))
+    return _ready(correlator, encoder)
+
+
+def save_correlator(correlator: Correlator, path: Path) -> None:
+    """Write encoder and block as one safetensors file, which `load_encoder` and `load_correlator` take."""
+    own = {k: v for k, v in correlator.state_dict().items() if k.startswith(OWN)}
+    save_encoder(correlator.encoder, path, {**own, "heads": torch.tensor(correlator.blocks[0].heads)})
+
+
+def _ready(correlator: Correlator, encoder: Any) -> Correlator:
+    device = next(encoder.parameters()).device
+    return correlator.requires_grad_(False).train(False).to(device)

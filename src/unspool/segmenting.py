@@ -1,0 +1,404 @@
+"""Cut a video into objects that keep their identity, with no labels and no number given.
+
+"Betrayed by Attention" (Ding et al., ECCV 2024) as a tool: a block attends from every token of a video to
+those of its key frames, and tokens that attend alike are one object (`ops/clustering.py`). Frames come in one
+at a time; `window` of them are clustered together, and windows share some frames by whose labels identities
+are carried over. Memory does not grow with the video but for the labels themselves, a few bytes per token.
+
+A video of at most one window gets exactly the clusters of the published procedure, in its order.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, Integer, UInt8
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from unspool.encoders import Encoder
+from unspool.encoders.correlator import Correlator, untrained
+from unspool.encoders.images import IMAGENET_MEAN, IMAGENET_STD
+from unspool.errors import UnspoolWarning, UsageError, VideoError
+from unspool.ops.clustering import (
+    EPS,
+    Clustering,
+    Clusters,
+    Leaves,
+    Rows,
+    cluster,
+    leaders,
+    means,
+    rows_of_attention,
+)
+from unspool.ops.divergence import Distance, compared
+from unspool.ops.hierarchy import Tree, cut, joined, merge_tree
+
+Image = UInt8[np.ndarray, "h w 3"]
+LabelMap = Integer[np.ndarray, "h w"]
+MOST_LEAVES = 2048  # of a window's tree: where there are more, the nearest are one (a leader pass)
+LINK = 0.2  # IoU, in the shared frames, from which clusters of two windows are the same (ours)
+KINETICS_MEAN, KINETICS_STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
+
+
+class Frames(Protocol):
+    """What `segment` asks of a video: a size, and images in order."""
+
+    name: str
+    height: int
+    width: int
+
+    def __iter__(self) -> Iterator[Image]: ...
+
+
+@dataclass(frozen=True)
+class Segmenting:
+    """How a video is segmented; the defaults are those of the released code, see docs/ba.md."""
+
+    clustering: Clustering = field(default_factory=Clustering)
+    represent: Literal["block", "attention", "features", "fused"] = "block"  # A_v, A, F, F_v of Tables 1, 4
+    finest: float | None = 0.5  # threshold of the leaves of the hierarchy, > 0; None: no hierarchy
+    resolution: tuple[int, int] | None = (320, 480)  # px, short side first; None: the video's own
+    key_every: int = 0  # frames from one key frame to the next; 0: 10 from 20 frames on, else 1 (Table 9)
+    whole_strides: bool = False  # as released: no key frame whose stride the clip's end cuts off
+    window: int = 120  # frames clustered together, > overlap
+    overlap: int = 12  # frames that two windows share, >= 1
+    normalisation: Literal["imagenet", "kinetics"] = "imagenet"  # decision 11: kinetics as released
+    memory: int = 2 << 30  # bytes that clustering may take; never changes a label
+
+    def __post_init__(self) -> None:
+        for name, valid in (
+            ("represent", self.represent in ("block", "attention", "features", "fused")),
+            ("finest", self.finest is None or self.finest > 0),
+            ("resolution", self.resolution is None or min(self.resolution) >= 1),
+            ("key_every", self.key_every >= 0),
+            ("overlap", self.overlap >= 1),
+            ("window", self.window > self.overlap),
+            ("normalisation", self.normalisation in ("imagenet", "kinetics")),
+            ("memory", self.memory >= 1),
+        ):
+            if not valid:
+                raise UsageError(f"segmenting.{name} = {getattr(self, name)!r} is out of range")
+
+    def keys(self, frames: int) -> int:
+        """Frames from one key frame to the next, of a video (or first window) of `frames` frames."""
+        return self.key_every or (10 if frames >= 20 else 1)
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The objects of a video on the grid of its tokens; every cluster is one, the background's too."""
+
+    size: tuple[int, int]  # H, W of the video, px
+    labels: Integer[np.ndarray, "t h w"]  # clusters of the published procedure at tau, from 0
+    leaves: Integer[np.ndarray, "t h w"] | None  # of the hierarchy
+    tree: Tree | None
+
+    @property
+    def clusters(self) -> int:
+        """How many there are, some perhaps without a token."""
+        return int(self.labels.max(initial=-1)) + 1
+
+    def at(self, height: float) -> Integer[np.ndarray, "t h w"]:
+        """Clusters of the hierarchy with all joins up to `height` made: a look-up, nothing is computed.
+
+        Raises UsageError where there is no hierarchy.
+        """
+        if self.tree is None or self.leaves is None:
+            raise UsageError("this segmentation has no hierarchy; set segmenting.finest, e.g. to 0.5")
+        found: Integer[np.ndarray, "t h w"] = cut(self.tree, height).numpy()[self.leaves]
+        return found
+
+    def masks(self, labels: Integer[np.ndarray, "t h w"] | None = None) -> Iterator[LabelMap]:
+        """Label maps at the video's size, one frame at a time: cluster k is id k+1, 0 is nobody.
+
+        Nearest, as published. 16 bits where an 8-bit PNG would not hold the ids (254).
+        """
+        chosen = self.labels if labels is None else labels
+        kind = np.uint8 if chosen.max(initial=-1) + 1 <= 254 else np.uint16
+        rows, columns = (
+            np.arange(full) * grid // full for full, grid in zip(self.size, chosen.shape[1:], strict=True)
+        )
+        for frame in chosen:
+            yield (frame[rows][:, columns] + 1).astype(kind)
+
+
+Progress = Callable[[str, int], None]  # what is done ("encode", "cluster"), and how many frames of it
+
+
+def segment(
+    video: Frames,
+    model: Encoder | Correlator,
+    how: Segmenting | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Segmentation:
+    """The objects of a video, in one pass over its frames.
+
+    `model`: a correlator, or an encoder, on which a block of random weights is put. `progress` is called
+    after each frame that is encoded and each window that is clustered. Raises UsageError for settings that
+    the encoder cannot serve or that need more memory, VideoError for a video without frames, or whose
+    features are not finite. Warns where everything is one cluster.
+    Source: SSL-UVOS eval_oneshot.py: mem_efficient_inference; decisions in docs/ba.md.
+    """
+    how = how or Segmenting()
+    correlator = model if isinstance(model, Correlator) else untrained(model)
+    _check_offers(correlator, how)
+    carried = Carried()
+    every = 0
+    for maps in _windows_of_maps(video, correlator, how, progress or _quiet):
+        every = every or how.keys(len(maps))
+        carried = carried.with_window(segment_maps(maps, correlator, how, every), how)
+        (progress or _quiet)("cluster", len(maps))
+    if not carried.clusters.parts:
+        raise VideoError(f"{video.name}: there is no frame in it")
+    if carried.clusters.count == 1:
+        warnings.warn(
+            f"{video.name}: all of it is one cluster at tau = {how.clustering.tau:g}; is the video constant? "
+            "Otherwise try a smaller tau",
+            UnspoolWarning,
+            stacklevel=2,
+        )
+    return carried.finished((video.height, video.width))
+
+
+def _quiet(stage: str, frames: int) -> None:
+    pass
+
+
+def _check_offers(correlator: Correlator, how: Segmenting) -> None:
+    encoder = correlator.encoder
+    if how.represent == "attention" and "attention" not in encoder.offers:
+        raise UsageError(
+            f"encoder '{encoder.name}' has no attention of its own: represent = attention needs a ViT; "
+            "take block, features or fused"
+        )
+
+
+# --- frames to maps ---------------------------------------------------------------------------------------
+
+
+def _windows_of_maps(
+    video: Frames, correlator: Correlator, how: Segmenting, progress: Progress
+) -> Iterator[Float[Tensor, "t c h w"]]:
+    """What is clustered together: each window begins with the last frames of the one before."""
+    size = input_size(video.height, video.width, correlator.encoder, how)
+    held: list[Tensor] = []
+    fresh = 0
+    for index, image in enumerate(video):
+        if len(held) == how.window:
+            yield torch.stack(held)
+            held, fresh = held[-how.overlap :], 0
+        held.append(_encoded(image, correlator, size, how))
+        if not bool(held[-1].sum().isfinite()):
+            raise VideoError(
+                f"{video.name}: the features of frame {index} are not finite; look at the model's weights"
+            )
+        fresh += 1
+        progress("encode", 1)
+    if fresh:
+        yield torch.stack(held)
+
+
+def input_size(height: int, width: int, encoder: Any, how: Segmenting) -> tuple[int, int]:
+    """Height and width of the encoder's input, px: whole multiples of what it needs. Ratios are not kept."""
+    step = encoder.multiple
+    if how.resolution is None:
+        return max(step, height // step * step), max(step, width // step * step)
+    short, long = (max(step, round(side / step) * step) for side in how.resolution)
+    return (short, long) if height <= width else (long, short)
+
+
+@torch.inference_mode()
+def _encoded(
+    image: Image, correlator: Correlator, size: tuple[int, int], how: Segmenting
+) -> Float[Tensor, "c h w"]:
+    """The map of one frame that `how.represent` needs, float32."""
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
+    if pixels.shape[-2:] != size:
+        pixels = interpolate(pixels, size=size, mode="bilinear", align_corners=False)
+    if how.normalisation == "kinetics":
+        theirs, ours = (KINETICS_MEAN, KINETICS_STD), (IMAGENET_MEAN, IMAGENET_STD)
+        (mean, std), (own_mean, own_std) = (
+            [torch.tensor(each).view(3, 1, 1) for each in pair] for pair in (theirs, ours)
+        )
+        pixels = (pixels - mean) / std * own_std + own_mean
+    wish = {"attention": "attention", "features": "tokens"}.get(how.represent, correlator.features)
+    found: Tensor = correlator.encoder(pixels, want=(wish,))[wish][0].float()
+    grid = [side // correlator.encoder.patch for side in size]
+    return found.view(-1, *grid) if how.represent == "attention" else found
+
+
+# --- maps to clusters -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Window:
+    """The clusters of some frames, numbered by themselves."""
+
+    labels: Integer[np.ndarray, "t h w"]
+    count: int  # of clusters
+    leaves: Integer[np.ndarray, "t h w"] | None
+    tree: Tree | None
+
+
+@torch.inference_mode()
+def segment_maps(
+    maps: Float[Tensor, "t c h w"], correlator: Correlator, how: Segmenting, every: int
+) -> Window:
+    """The clusters of frames whose maps are given; key frames are 0, every, 2 every, ...
+
+    Raises UsageError where `whole_strides` leaves no key frame.
+    """
+    if how.represent == "attention":
+        return _by_frame(maps, how)
+    tokens = correlator.embedded(maps)
+    chosen = torch.arange(0, len(maps) - (every - 1 if how.whole_strides else 0), every)
+    if not len(chosen):
+        raise UsageError(
+            f"{len(maps)} frames hold no whole stride of key_every = {every}; set whole_strides = false"
+        )
+    clustering, finest = how.clustering, how.finest if how.clustering.algorithm == "windowed" else None
+    if how.represent != "block":
+        clustering = replace(clustering, distance="cosine")
+    rows = {"block": _attending, "features": _encoded_tokens, "fused": _fused}[how.represent]
+    found = cluster(rows(tokens, chosen, correlator), len(maps), clustering, finest=finest, memory=how.memory)
+    return _window(found, (len(maps), *maps.shape[2:]), clustering.distance, how)
+
+
+def _attending(tokens: Tensor, chosen: Tensor, correlator: Correlator) -> Rows:
+    """A_v: attention of the block to the key frames."""
+    keys = correlator.projected(tokens[chosen])[1]
+
+    def rows(start: int, stop: int) -> Tensor:
+        return rows_of_attention(correlator.projected(tokens[start:stop])[0], keys)(0, stop - start)
+
+    return rows
+
+
+def _encoded_tokens(tokens: Tensor, chosen: Tensor, correlator: Correlator) -> Rows:
+    """F: features of the encoder."""
+    return lambda start, stop: tokens[start:stop].flatten(0, 1)
+
+
+def _fused(tokens: Tensor, chosen: Tensor, correlator: Correlator) -> Rows:
+    """F_v: the block's output, its keys and values those of the key frames."""
+    block = correlator.blocks[0]
+    _, keys, values = block.projections(tokens[chosen].flatten(0, 1))
+
+    def rows(start: int, stop: int) -> Tensor:
+        own = tokens[start:stop].flatten(0, 1)
+        queries = block.projections(own)[0]
+        every = torch.arange(len(own), device=own.device)
+        fused: Tensor = block.features(own, block.mixed(queries, keys, values, every, None), None)
+        return fused
+
+    return rows
+
+
+def _by_frame(maps: Float[Tensor, "t c h w"], how: Segmenting) -> Window:
+    """A: each frame by itself, from the encoder's attention; clusters of frames do not know each other."""
+    every = maps.flatten(2).clamp(min=EPS)
+    clustering = replace(how.clustering, frames=1)
+
+    def labels_of(frame: int) -> Tensor:
+        return cluster(lambda start, stop: every[frame], 1, clustering, memory=how.memory).labels
+
+    labels = torch.stack([labels_of(frame) for frame in range(len(maps))]).view(len(maps), *maps.shape[2:])
+    return Window(labels.cpu().numpy(), int(labels.max()) + 1, None, None)
+
+
+def _window(found: Clusters, shape: tuple[int, ...], distance: Distance, how: Segmenting) -> Window:
+    labels = found.labels.view(shape).cpu().numpy()
+    if how.finest is None:
+        return Window(labels, len(found.centroids), None, None)
+    leaves = _fewer(found.leaves or Leaves(found.labels, found.centroids), distance, how.finest)
+    tree = merge_tree(leaves.centroids, distance, memory=how.memory)
+    return Window(labels, len(found.centroids), leaves.labels.view(shape).cpu().numpy(), tree)
+
+
+def _fewer(leaves: Leaves, distance: Distance, tau: float) -> Leaves:
+    """At most MOST_LEAVES: leader passes of a growing threshold put the nearest together."""
+    while len(leaves.centroids) > MOST_LEAVES:
+        member = leaders(compared(leaves.centroids, distance, hold=False), tau)
+        leaves = Leaves(member[leaves.labels], means(leaves.centroids, member))
+        tau *= 1.25
+    return leaves
+
+
+# --- windows to a video -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Clusters of all windows so far under one numbering."""
+
+    parts: tuple[Integer[np.ndarray, "_ h w"], ...] = ()  # by window, frames that are shared only once
+    count: int = 0
+
+    def joined_by(
+        self, labels: Integer[np.ndarray, "t h w"], count: int, shared: int
+    ) -> tuple[Numbers, Int64[np.ndarray, " n"]]:
+        """With another window, whose first frames are `shared`; and the number of each of its clusters."""
+        if not self.parts:
+            return Numbers((labels.astype(np.int32),), count), np.arange(count)
+        before = np.concatenate(self.parts[-2:])[-shared:]
+        number = same(before, labels[:shared], count, self.count)
+        more = number[labels[shared:]].astype(np.int32)
+        return Numbers((*self.parts, more), max(self.count, int(number.max(initial=-1)) + 1)), number
+
+
+def same(
+    before: Integer[np.ndarray, "t h w"], after: Integer[np.ndarray, "t h w"], count: int, fresh: int
+) -> Int64[np.ndarray, " n"]:
+    """For each of `count` clusters of a window, the one that it continues, or a new number from `fresh` on.
+
+    Both label the same tokens. Clusters are paired for the largest sum of IoU, and linked from LINK on.
+    """
+    known, index = np.unique(before, return_inverse=True)
+    both = np.zeros((len(known), count))
+    np.add.at(both, (index.ravel(), after.ravel()), 1)
+    iou = both / (both.sum(1, keepdims=True) + both.sum(0) - both)
+    old, new = linear_sum_assignment(-iou)
+    linked = iou[old, new] >= LINK
+    number = np.full(count, -1)
+    number[new[linked]] = known[old[linked]]
+    number[number < 0] = fresh + np.arange(int((number < 0).sum()))
+    return number
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What is known after some windows."""
+
+    clusters: Numbers = field(default_factory=Numbers)
+    leaves: Numbers = field(default_factory=Numbers)
+    joins: tuple[Tensor, ...] = ()
+    heights: tuple[Tensor, ...] = ()
+
+    def with_window(self, window: Window, how: Segmenting) -> Carried:
+        """One more; identities are those of the shared frames, but for frame-wise clusters (A)."""
+        if how.represent == "attention":
+            own = window.labels[how.overlap if self.clusters.parts else 0 :].astype(np.int32)
+            count = max(self.clusters.count, window.count)
+            return replace(self, clusters=Numbers((*self.clusters.parts, own), count))
+        clusters, _ = self.clusters.joined_by(window.labels, window.count, how.overlap)
+        if window.leaves is None or window.tree is None:
+            return replace(self, clusters=clusters)
+        leaves, number = self.leaves.joined_by(window.leaves, window.tree.leaves, how.overlap)
+        joins = torch.from_numpy(number)[window.tree.joins]
+        return Carried(clusters, leaves, (*self.joins, joins), (*self.heights, window.tree.heights))
+
+    def finished(self, size: tuple[int, int]) -> Segmentation:
+        """The whole video."""
+        labels = np.concatenate(self.clusters.parts)
+        if not self.leaves.parts:
+            return Segmentation(size, labels, None, None)
+        tree = joined(self.leaves.count, torch.cat(self.joins), torch.cat(self.heights))
+        return Segmentation(size, labels, np.concatenate(self.leaves.parts), tree)
