@@ -38,16 +38,17 @@ def plain_forward(
     top_k: int,
     temperature: float = 0.1,
 ) -> list[Tensor]:
-    """Maps [K, N] of frames 1.., each frame's affinities to all its sources in memory, in float64."""
+    """Maps [K, N] of frames 1.., step by step as mask_propagation.py takes them, the means in float64."""
     maps = [first.double()]
-    unit = normalize(features, dim=2)
     for now in range(1, len(features)):
         sources = [0, *range(max(1, now - context), now)]
-        affinity = torch.stack([(unit[s] @ unit[now].T / temperature).exp() * mask for s in sources])
+        keys = normalize(torch.stack([features[s] for s in sources]), dim=2)
+        query = normalize(features[now].T.repeat(len(sources), 1, 1), dim=1)
+        affinity = (torch.bmm(keys, query) / temperature).exp() * mask.repeat(len(sources), 1, 1)
         affinity = affinity.flatten(0, 1)
         if top_k:
-            least = affinity.topk(min(top_k, len(affinity)), dim=0)[0][-1]
-            affinity = torch.where(affinity >= least, affinity, 0)
+            least = affinity.topk(min(top_k, len(affinity)), dim=0)[0].amin(dim=0)
+            affinity[affinity < least] = 0
         affinity = affinity.double() / affinity.double().sum(dim=0, keepdim=True)
         maps.append(torch.cat([maps[s] for s in sources], dim=1) @ affinity)
     return maps[1:]
@@ -59,6 +60,7 @@ def plain_loss(
     prototypes: Tensor,  # [K, D]
     mask: Tensor,
     *,
+    assigning: Tensor | None = None,  # [B, T, N, D] of a teacher
     context: int = 7,
     top_k: int = 5,
     epsilon: float = 0.05,
@@ -69,10 +71,11 @@ def plain_loss(
     clips, _, tokens, _ = head.shape
     scores = normalize(head, dim=3) @ prototypes.T
     with torch.no_grad():
-        assigned = plain_sinkhorn(scores[:, 0].detach().flatten(0, 1), epsilon, iterations)
-        plain_sinkhorn(scores[:, -1].detach().flatten(0, 1), epsilon, iterations)  # computed, never used
+        sources = scores if assigning is None else normalize(assigning, dim=3) @ prototypes.T
+        assigned = plain_sinkhorn(sources[:, 0].detach().flatten(0, 1), epsilon, iterations)
+        plain_sinkhorn(sources[:, -1].detach().flatten(0, 1), epsilon, iterations)  # computed, never used
         assigned = assigned.view(clips, tokens, -1)
-    total = torch.zeros(())
+    total = torch.zeros((), device=head.device)
     for clip in range(clips):
         with torch.no_grad():
             forwarded = plain_forward(

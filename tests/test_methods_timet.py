@@ -415,3 +415,10 @@ def test_two_processes_equal_one_on_the_union_of_their_clips(tmp_path: Path) -> 
             torch.testing.assert_close((first[0][key] + second[0][key]) / 2, value, rtol=1e-10, atol=1e-10)
         assert torch.equal(first[1], second[1])
         assert (first[1] - gradient).norm() <= 1e-9 * gradient.norm()
+
+
+def test_images_taken_a_few_at_a_time_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _ = timet.loss(tiny(), clips(3), seeded())
+    monkeypatch.setitem(timet.FRAME_BYTES, "cpu", 1)
+    parts, _ = timet.loss(tiny(), clips(3), seeded())
+    torch.testing.assert_close(parts, whole)

@@ -289,8 +289,8 @@ def _warn_of_brief(videos: Sequence[Footage], sampling: Sampling) -> None:
         return
     named = ", ".join(brief[:NAMED]) + (f" and {len(brief) - NAMED} more" if len(brief) > NAMED else "")
     warnings.warn(
-        f"{len(brief)} of {len(videos)} videos last less than the {span:g} s of a clip; their clips show frames "
-        f"closer together than {sampling.seconds:g} s, or repeat some: {named}",
+        f"{len(brief)} of {len(videos)} videos last less than the {span:g} s of a clip; their clips show "
+        f"frames closer together than {sampling.seconds:g} s, or repeat some: {named}",
         UnspoolWarning,
         stacklevel=3,
     )

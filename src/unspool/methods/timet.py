@@ -107,6 +107,9 @@ class Config:
 # --- Psi, g: the encoder, and the head that training alone looks through ----------------------------------
 
 
+FRAME_BYTES = {"cpu": 1 << 26, "gpu": 1 << 33}  # that frames without a graph take at a time
+
+
 class Branch(nn.Module):
     """What learns: the last part of Psi, the head g and the prototypes."""
 
@@ -120,7 +123,7 @@ class Branch(nn.Module):
         return scores(self.head(tokens), self.prototypes)
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning Fabric refuses such outputs
 class Seen:
     """What a batch looks like to the network; only `predicted` bears a gradient."""
 
@@ -169,20 +172,36 @@ class Learner(nn.Module):
             clips = clips[:, -1:]
         elif self.config.forwards == "identity":
             clips = clips[:, [0, -1]]
+        at_once = self._images_at_once(clips)
         with torch.no_grad():
-            begun, beside = self.encoder.begin(clips.flatten(0, 1), self.config.trained)
-            begun = begun.unflatten(0, clips.shape[:2])
+            parts = [
+                self.encoder.begin(part, self.config.trained)
+                for part in torch.split(clips.flatten(0, 1), at_once)
+            ]
+            beside = parts[-1][1]
+            begun = torch.cat([part for part, _ in parts])
+            begun = begun.reshape(*clips.shape[:2], *begun.shape[1:])
         last = self._end(self.student, begun[:, -1:], beside)
         predicted = self.student.scores(last)[:, 0]
         with torch.no_grad():
             features = last.detach()
             if clips.shape[1] > 1:
-                features = torch.cat([self._end(self.student, begun[:, :-1], beside), features], dim=1)
+                clips_at_once = max(1, at_once // (clips.shape[1] - 1))
+                earlier = [
+                    self._end(self.student, part, beside)
+                    for part in torch.split(begun[:, :-1], clips_at_once)
+                ]
+                features = torch.cat([torch.cat(earlier), features], dim=1)
             branch, first = self.student, features[:, :given]
             if self.teacher is not None:
                 branch, first = self.teacher, self._end(self.teacher, begun[:, :given], beside)
             tokens = branch.head(first)
         return Seen(features, scores(tokens, branch.prototypes), tokens, predicted)
+
+    def _images_at_once(self, clips: Tensor) -> int:
+        """As many as a CPU's caches bear; a GPU is filled."""
+        budget = FRAME_BYTES["cpu" if clips.device.type == "cpu" else "gpu"]
+        return max(1, budget // int(self.encoder.bytes_per_image(clips.shape[-2], clips.shape[-1])))
 
     def _end(self, branch: Branch, begun: Tensor, beside: Any) -> Float[Tensor, "b t n c"]:
         """Tokens of the frames begun `[b, t, ...]`."""

@@ -238,8 +238,7 @@ def _counts(
 
 def _stretched(labels: Int64[Tensor, "t h w"], size: tuple[int, ...]) -> Int64[np.ndarray, "t H W"]:
     rows, columns = (nearest_source(old, new) for old, new in zip(labels.shape[1:], size, strict=True))
-    stretched: Int64[np.ndarray, "t H W"] = labels[:, rows][:, :, columns].numpy()
-    return stretched
+    return np.asarray(labels[:, rows][:, :, columns].numpy())
 
 
 def resized_truth(truth: Integer[np.ndarray, "t H W"], side: int) -> Integer[np.ndarray, "t h w"]:
@@ -247,7 +246,7 @@ def resized_truth(truth: Integer[np.ndarray, "t H W"], side: int) -> Integer[np.
     if not side:
         return truth
     rows, columns = (nearest_source(old, side).numpy() for old in truth.shape[1:])
-    return truth[:, rows][:, :, columns]
+    return np.asarray(truth[:, rows][:, :, columns])
 
 
 def _scored(counts: Iterable[Counts], how: Clustering) -> ClusterScores:
@@ -258,7 +257,7 @@ def _scored(counts: Iterable[Counts], how: Clustering) -> ClusterScores:
 
 
 def _sum(one: Counts, other: Counts) -> Counts:
-    return padded(one, other.shape) + padded(other, one.shape)
+    return np.asarray(padded(one, other.shape) + padded(other, one.shape))
 
 
 def _mean(by_seed: Mapping[int, list[ClusterScores]], how: Clustering) -> Score:
