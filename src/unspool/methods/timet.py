@@ -123,7 +123,7 @@ class Branch(nn.Module):
         return scores(self.head(tokens), self.prototypes)
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning Fabric refuses such outputs
 class Seen:
     """What a batch looks like to the network; only `predicted` bears a gradient."""
 

@@ -21,8 +21,8 @@ from unspool.data.sampling import Sampling
 from unspool.errors import UsageError
 
 Json = dict[str, Any]
-METHODS = ("dul",)
-DEFAULT_PRESET = {"dul": "dul-small"}
+METHODS = ("dul", "timet")
+DEFAULT_PRESET = {"dul": "dul-small", "timet": "timet-small"}
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,10 @@ def _fits(value: object, hint: Any) -> bool:
     if get_origin(hint) is Literal:
         return value in parts
     if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
+        if not isinstance(value, tuple):
+            return False
+        hints = parts[:1] * len(value) if parts[-1] is ... else parts
+        return len(value) == len(hints) and all(map(_fits, value, hints))
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return type(value) is hint
@@ -200,7 +203,7 @@ def _words(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " or ".join(map(repr, parts))
     if get_origin(hint) is tuple:
-        return f"[{', '.join(map(_words, parts))}]"
+        return f"[{', '.join('...' if part is ... else _words(part) for part in parts)}]"
     if parts:
         return " or ".join(_words(part) for part in parts if part is not type(None))
     return str(hint.__name__)
