@@ -198,6 +198,18 @@ def test_validation_scores_before_during_and_after_and_keeps_the_best(tmp_path: 
     assert pictures == ["step-000000.jpg", "step-000002.jpg", "step-000004.jpg", "truth.jpg"]
 
 
+def test_a_run_stopped_before_its_first_step_is_not_validated_twice(tmp_path: Path, videos: Path) -> None:
+    rhythm = Rhythm(validate_every=2)
+
+    def report(event: dict[str, Any]) -> None:
+        if event["event"] == "validated":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert carry_out(order(tmp_path / "a", videos, steps=2, rhythm=rhythm), report, []) == 143
+    run(order(tmp_path / "a", videos, steps=2, rhythm=rhythm))
+    assert [line["step"] for line in read_lines(tmp_path / "a")] == [0, 1, 2, 2]
+
+
 def test_validating_does_not_change_what_is_learnt(tmp_path: Path, videos: Path) -> None:
     run(order(tmp_path / "a", videos, steps=3))
     run(order(tmp_path / "b", videos, steps=3, rhythm=Rhythm(validate_every=1)))
@@ -323,6 +335,17 @@ def test_the_same_video_named_twice_counts_once(tmp_path: Path, videos: Path) ->
     assert json.loads((tmp_path / "a/run.json").read_text())["config"]["data"].startswith("6 videos")
 
 
+def test_globs_and_lists_name_videos(tmp_path: Path, videos: Path) -> None:
+    (tmp_path / "list.txt").write_text(f"# mine\n{videos / 'clip4.mp4'}\n\n{videos / 'clip5.mp4'}\n")
+    wanted = replace(
+        order(tmp_path / "a", steps=1), data=(str(videos / "clip[0-3].mp4"), f"@{tmp_path / 'list.txt'}")
+    )
+    run(wanted)
+    assert json.loads((tmp_path / "a/run.json").read_text())["config"]["data"].startswith("6 videos")
+    with pytest.raises(UsageError, match=r"--data @.*gone.txt: cannot be read"):
+        run(replace(wanted, data=(f"@{tmp_path / 'gone.txt'}",)))
+
+
 def test_short_videos_are_left_out_with_a_warning(tmp_path: Path, videos: Path) -> None:
     write_noise(videos / "short.mp4", frames=3)
     _, events = run(order(tmp_path / "a", videos, steps=1))
@@ -405,6 +428,17 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_batch(
     assert torch.equal(kept["views"][0], calls[2])
     assert len(kept["videos"]) == len(kept["frames"]) == 4
     assert state(tmp_path / "a")["step"] == 2
+
+
+def test_a_gpu_that_is_full_names_the_ways_out(
+    tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*arguments: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nMore words.")
+
+    monkeypatch.setattr(dul, "loss", fill)
+    with pytest.raises(UnspoolError, match=r"\(4, 5, 3, 32, 32\) \(CUDA out.*--set dul.clips=N"):
+        run(order(tmp_path / "a", videos))
 
 
 def test_a_full_disk_during_a_checkpoint_leaves_the_older_one(

@@ -91,3 +91,12 @@ def test_differences_name_both_sides() -> None:
     assert list(differences({"a": 1, "b": 2}, {"b": 3, "c": 4})) == [
         "a: 1 there, None now", "b: 2 there, 3 now", "c: None there, 4 now",
     ]  # fmt: skip
+
+
+def test_tuples_of_any_length_are_understood() -> None:
+    from unspool.training.settings import _fits, _words
+
+    assert _fits((1, 2, 3), tuple[int, ...])
+    assert _fits((), tuple[int, ...])
+    assert not _fits((1, "2"), tuple[int, ...])
+    assert _words(tuple[int, ...]) == "[int, ...]"

@@ -191,7 +191,7 @@ class TrainOptions:
     """What is learnt from, how, and where."""
 
     data: Annotated[list[str] | None, Parameter(group=DATA, consume_multiple=True)] = None
-    "Videos to learn from: folders, files, or KIND:PATH (KIND: ytvos, kinetics, shards, ...)."
+    "Videos to learn from: folders, files, globs, `@list.txt`, KIND:PATH (ytvos:, shards:, ...)."
     rendered: Annotated[int | None, Parameter(group=DATA)] = None
     "Rendered scenes that stand beside the videos, or alone. They are drawn once, and kept. Default: 0."
     max_broken: Annotated[float, Parameter(group=DATA)] = 0.2

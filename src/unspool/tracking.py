@@ -155,6 +155,7 @@ def track_frames(
     """As `track`, with each frame's image beside its labels."""
     how = how or tracking_preset("dul")
     clock = timings or Timings()
+    _resident()  # before a frame is encoded
     given = given_masks(video, mask, resize=resize_mask)
     size = input_size(video.height, video.width, encoder, how)
     state = propagation.start()
@@ -291,6 +292,7 @@ def cost(video: Sized, encoder: Encoder, how: Tracking) -> tuple[float, Needs]:
     """Seconds per frame, and memory, about: one blank frame is encoded, products are counted."""
     blank = np.zeros((video.height, video.width, 3), np.uint8)
     size = input_size(video.height, video.width, encoder, how)
+    _resident()  # before the blank frame is encoded
     started = perf_counter()
     features = encode(blank, encoder, size, how.features)
     encoding = perf_counter() - started

@@ -49,7 +49,7 @@ def test_label_propagation_with_these_settings_is_the_feature_forwarder(golden: 
         grid = tuple(first.shape[1:])
         how = replace(propagation.DINO, context=context, top_k=top_k, radius=window or max(grid))
         features = normalize(torch.tensor(file[f"feats{case}"]), dim=2).transpose(1, 2).unflatten(2, grid)
-        state, found = propagation.start(how), []
+        state, found = propagation.start(), []
         for time, frame in enumerate(features):
             given = dict(enumerate(first)) if time == 0 else None
             state, soft = propagation.step(state, frame, given, how)

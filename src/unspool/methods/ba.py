@@ -113,7 +113,8 @@ class Learner(Correlator):
         """The loss of clips, and its parts; all that has a gradient is computed here."""
         config = self.config
         encoded = self.encoded(clip.flatten(0, 1), config.class_token)
-        maps, *classes = (each.view(*clip.shape[:2], *each.shape[1:]).float() for each in encoded)
+        dtype = self.blocks[0].norm1.weight.dtype
+        maps, *classes = (each.view(*clip.shape[:2], *each.shape[1:]).to(dtype) for each in encoded)
         parts = []
         with torch.autocast(clip.device.type, enabled=False):
             for number, of_clip in enumerate(maps):

@@ -268,7 +268,7 @@ def _hold(rows: Float[Tensor, "n m"], memory: int) -> bool:
     if memory < least:
         raise UsageError(
             f"memory = {memory >> 20} MB is too little: a window of {count} rows of {columns} takes "
-            f"{(least >> 20) + 1} MB; allow that, or use fewer key frames (key_ratio) or a smaller resolution"
+            f"{(least >> 20) + 1} MB; allow that, or use fewer key frames (key_every) or a smaller resolution"
         )
     return memory >= least + rows.nbytes
 

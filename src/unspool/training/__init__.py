@@ -14,7 +14,7 @@ import resource
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
@@ -100,12 +100,11 @@ def train(run: Course) -> bool:
     """
     trainer, processes = run.trainer, run.trainer.processes
     continue_from_checkpoint(run)
-    processes.first(lambda: open_journal(run))
     watch = Watch(run)
-    if trainer.done == 0 and run.rhythm.validate_every:  # what learning starts from
-        validate(run)
-        save(run)
-    with closing(_batches(run)) as batches:
+    with _journal(run), closing(_batches(run)) as batches:
+        if run.saved < 0 and run.rhythm.validate_every:  # what learning starts from
+            validate(run)
+            save(run)
         while trainer.done < trainer.steps:
             drawn, trouble = _draw(run, batches)
             ending, due = processes.any(run.stop.is_set() or trouble is not None, _due(run))
@@ -126,9 +125,7 @@ def train(run: Course) -> bool:
             elif due or _falls_on(run.rhythm.checkpoint_every, trainer):
                 watch.finish()
                 save(run)
-    save(run)
-    if run.journal:
-        run.journal.close()
+        save(run)
     return trainer.done == trainer.steps
 
 
@@ -283,41 +280,42 @@ def peak_memory(device: torch.device) -> int:
 
 
 def validate(run: Course) -> None:
-    """Score what is learnt so far, on the first process."""
+    """Score what is learnt so far, on the first process; the others wait."""
+    started = perf_counter()
     run.trainer.processes.first(lambda: _validate(run))
+    run.meter.beside += perf_counter() - started
 
 
 def _validate(run: Course) -> None:
     if run.validation is None or run.journal is None:
         return
-    started, trainer = perf_counter(), run.trainer
+    trainer = run.trainer
     scores = run.validation(trainer.encoder().to(trainer.processes.device), trainer.done)
     better = trainer.best is None or scores["J"] > trainer.best["J"]
     if better:
         trainer.best = {"step": trainer.done, **scores}
     run.journal.write({"step": trainer.done, **scores})
     run.report({"event": "validated", "step": trainer.done, "best": better, **scores})
-    run.meter.beside += perf_counter() - started
 
 
 def save(run: Course) -> None:
-    """A checkpoint of this step and the encoder, unless there is one, on the first process."""
+    """A checkpoint of this step and the encoder, unless they are there, on the first process."""
+    if run.saved == run.trainer.done:
+        return
+    started = perf_counter()
     run.trainer.processes.first(lambda: _save(run))
+    run.saved, run.saved_at = run.trainer.done, perf_counter()
+    run.meter.beside += run.saved_at - started
 
 
 def _save(run: Course) -> None:
-    started, trainer = perf_counter(), run.trainer
-    if run.saved == trainer.done:
-        return
+    trainer = run.trainer
     best = trainer.best is not None and trainer.best["step"] == trainer.done
     path = save_checkpoint(run.checkpoints, trainer.state(), keep=run.rhythm.keep, best=best)
     encoder = trainer.encoder()
     save_encoder(encoder, run.folder / "encoder.safetensors")
     if best:
         save_encoder(encoder, run.folder / "encoder-best.safetensors")
-    run.saved = trainer.done
-    run.meter.beside += perf_counter() - started
-    run.saved_at = perf_counter()
     run.report({"event": "saved", "step": trainer.done, "path": str(path)})
 
 
@@ -342,9 +340,18 @@ def continue_from_checkpoint(run: Course) -> None:
     run.report({"event": "continued", "step": trainer.done, "steps": trainer.steps})
 
 
-def open_journal(run: Course) -> None:
-    """Drop what an earlier sitting logged after its last checkpoint, and go on from there."""
+@contextmanager
+def _journal(run: Course) -> Iterator[None]:
+    """The first process writes it; what an earlier sitting wrote after its last checkpoint is dropped."""
+    try:
+        run.trainer.processes.first(lambda: _open_journal(run))
+        yield
+    finally:
+        if run.journal:
+            run.journal.close()
+
+
+def _open_journal(run: Course) -> None:
     identity: Any = run.trainer.identity
-    run.journal = Journal(
-        run.folder, run.trainer.done, name=identity["method"], config=identity, wandb=run.wandb
-    )
+    name = str(identity["method"])
+    run.journal = Journal(run.folder, run.saved, name=name, config=identity, wandb=run.wandb)

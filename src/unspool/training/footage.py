@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,13 +24,13 @@ ON_DEVICE = 0.4  # of the free memory of a GPU that frames may take unasked
 
 
 def index_all(data: Sequence[str], max_broken: float) -> Index:
-    """The videos of all `[KIND:]PATH` together, each once; a path is a folder or a video file.
+    """The videos of all `[KIND:]PATH`, globs and `@list.txt` together, each once.
 
     Raises UsageError for what is not there, DataError where there is no video or too many are broken.
     """
     videos: dict[str, Footage] = {}
     broken: dict[str, Broken] = {}
-    for text in dict.fromkeys(data):
+    for text in dict.fromkeys(word for given in data for word in _expanded(given)):
         kind, path = _kind_and_path(text)
         try:
             index = index_videos(path, kind, max_broken=1.0 if path.is_file() else max_broken)
@@ -42,6 +43,20 @@ def index_all(data: Sequence[str], max_broken: float) -> Index:
         broken |= {entry.source: entry for entry in index.broken}
     whole = Index(", ".join(data), tuple(videos.values()))
     return whole.without(tuple(broken.values()), max_broken)
+
+
+def _expanded(text: str) -> list[str]:
+    if text.startswith("@"):
+        try:
+            lines = [line.strip() for line in Path(text[1:]).read_text("utf-8").splitlines()]
+        except OSError as error:
+            raise UsageError(
+                f"--data {text}: cannot be read ({error.strerror}); it lists one PATH a line"
+            ) from error
+        return [line for line in lines if line and not line.startswith("#")]
+    if glob.has_magic(text) and not Path(text).exists():
+        return sorted(glob.glob(text, recursive=True)) or [text]  # noqa: PTH207 (paths may be absolute)
+    return [text]
 
 
 def _kind_and_path(text: str) -> tuple[str, Path]:

@@ -23,15 +23,15 @@ def imported(module: str, extra: str) -> Any:
 
 
 class Journal:
-    """One line per record in `folder/log.jsonl`; a run that continues drops what it had not yet saved."""
+    """One line per record in `folder/log.jsonl`; those after step `saved` (-1: all) are dropped first."""
 
-    def __init__(self, folder: Path, step: int, *, name: str, config: Json, wandb: bool = False) -> None:
+    def __init__(self, folder: Path, saved: int, *, name: str, config: Json, wandb: bool = False) -> None:
         self.path = folder / "log.jsonl"
-        _cut(self.path, step)
+        _cut(self.path, saved)
         writer = imported("torch.utils.tensorboard", "unspool[train]").SummaryWriter
         try:
             self._file = self.path.open("a", encoding="utf-8")
-            self._board = writer(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+            self._board = writer(str(folder / "tensorboard"), purge_step=saved + 1)
         except OSError as error:
             raise OutputError.of(self.path, error) from error
         self._wandb: Any = None
@@ -63,7 +63,7 @@ class Journal:
             self._wandb.finish()
 
 
-def _cut(path: Path, step: int) -> None:
-    kept = [json.dumps(record) for record in read_log(path) if record["step"] <= step]
+def _cut(path: Path, saved: int) -> None:
+    kept = [json.dumps(record) for record in read_log(path) if record["step"] <= saved]
     with written_whole(path) as part:
         part.write_text("".join(f"{line}\n" for line in kept), "utf-8")

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from unspool import __version__
-from unspool.errors import UsageError
+from unspool.errors import UnspoolError, UsageError
 from unspool.training.processes import Processes
 from unspool.training.settings import Json, Settings, differences, method_named
 
@@ -48,7 +48,21 @@ class Trainer:
         self.best: Json | None = None  # step and scores of the best validation
 
     def step(self, batches: Sequence[UInt8[Tensor, "b t 3 H W"]]) -> dict[str, Tensor]:
-        """Learn from the first views of a step's batches; returns the means of what the losses log."""
+        """Learn from the first views of a step's batches; returns the means of what the losses log.
+
+        Raises UnspoolError where the memory of the GPU does not suffice.
+        """
+        try:
+            return self._step(batches)
+        except torch.OutOfMemoryError as error:
+            clips, reason = tuple(batches[0].shape), str(error).splitlines()[0]
+            raise UnspoolError(
+                f"{self.processes.device}: memory does not suffice for a step of clips {clips} ({reason}); "
+                f"take fewer of them (--set {self.identity['method']}.clips=N), "
+                "smaller views (--set augmentation.size=[H,W]), --precision bf16 or more --devices"
+            ) from error
+
+    def _step(self, batches: Sequence[UInt8[Tensor, "b t 3 H W"]]) -> dict[str, Tensor]:
         fabric, ranks = self.processes.fabric, self.processes.ranks
         generator = torch.Generator().manual_seed(_drawn(self.seed, self.done))  # the same on all processes
         torch.manual_seed(_drawn(self.seed, self.done, 1 + ranks.rank))
