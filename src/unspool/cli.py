@@ -268,7 +268,7 @@ def train_dul(*, options: TrainOptions = TrainOptions()) -> int:
 
 @training.command(name="timet")
 def train_timet(*, options: TrainOptions = TrainOptions()) -> int:
-    """Time-tuning (ICCV 2023): the last blocks of a ViT that has learnt from images, --model, and plain video.
+    """Time-tuning (ICCV 2023): the last blocks of a ViT that knows images (--model), and plain video.
 
     Leaves encoder.safetensors (what --model takes), checkpoints, and a page with curves. Run the same command
     again to continue after a stop, a crash or a kill.
