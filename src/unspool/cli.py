@@ -266,6 +266,20 @@ def train_dul(*, options: TrainOptions = TrainOptions()) -> int:
     return _train("dul", options)
 
 
+@training.command(name="timet")
+def train_timet(*, options: TrainOptions = TrainOptions()) -> int:
+    """Time-tuning (ICCV 2023): the last blocks of a ViT that knows images (--model), and plain video.
+
+    Leaves encoder.safetensors (what --model takes), checkpoints, and a page with curves. Run the same command
+    again to continue after a stop, a crash or a kill.
+
+    Example: `unspool train timet --model dino-vits16 --data videos/ -o runs/b`
+
+    Example: `unspool train timet --preset timet-dino-vits16 --model dino-vits16 --data ytvos:YTVOS`
+    """
+    return _train("timet", options)
+
+
 def _train(method: str, options: TrainOptions) -> int:
     from unspool import verbs_train as verbs
     from unspool.reporting import Reporter

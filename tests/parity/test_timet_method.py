@@ -103,8 +103,13 @@ def small_learner(config: Config) -> timet.Learner:
 def test_rates_and_weight_decay_follow_the_published_schedules(golden: Golden) -> None:
     file = golden("timet/schedules")
     steps = int(file["epochs"] * file["niter"])
-    decay, rise = (float(file[name][0]) for name in ("wd", "momentum"))
-    config = Config(weight_decay=(decay, 0.4), teacher_momentum=rise)
+    decay, rise = float(file["wd"][0]), float(file["momentum"][0])
+    remaining = timet.cosine(1.0, 0.0, steps - 1, steps)  # share of the start, at the last step
+    end = (float(file["wd"][-1]) - remaining * decay) / (1 - remaining)
+    rates = [float(rate) for rate in file["lr"][0]]
+    config = Config(
+        weight_decay=(decay, end), teacher_momentum=rise, learning_rate=rates[0], encoder_rate=rates[-1]
+    )
     stepper, schedule = optimiser(small_learner(config), config, steps)
     rates, decays = [], []
     for step in range(steps):

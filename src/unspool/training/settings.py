@@ -21,8 +21,8 @@ from unspool.data.sampling import Sampling
 from unspool.errors import UsageError
 
 Json = dict[str, Any]
-METHODS = ("dul",)
-DEFAULT_PRESET = {"dul": "dul-small"}
+METHODS = ("dul", "timet")
+DEFAULT_PRESET = {"dul": "dul-small", "timet": "timet-small"}
 
 
 @dataclass(frozen=True)
