@@ -42,7 +42,7 @@ def command(folder: Path, videos: Path, *more: object) -> tuple[list[str], dict[
 def run(folder: Path, videos: Path, *more: object, launcher: tuple[str, ...] = ()) -> str:
     words, environment = command(folder, videos, *more)
     done = subprocess.run(
-        [*launcher, *words], env=environment, capture_output=True, text=True, check=False, timeout=120
+        [*launcher, *words], env=environment, capture_output=True, text=True, check=False, timeout=600
     )
     assert done.returncode == 0, done.stderr
     return done.stderr
@@ -183,7 +183,7 @@ def test_a_disk_that_is_really_full_leaves_the_older_checkpoint(tmp_path: Path, 
         words, environment = command(small / "a", videos, *options)
         environment["UNSPOOL_CACHE"] = str(tmp_path / "cache")
         done = subprocess.run(
-            words, env=environment, capture_output=True, text=True, check=False, timeout=120
+            words, env=environment, capture_output=True, text=True, check=False, timeout=600
         )
         assert done.returncode == 1, done.stderr
         assert "No space left on device" in done.stderr

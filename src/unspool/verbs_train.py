@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -128,18 +128,23 @@ def _train(
             validation=Validation(order.held_out, order.folder / "pictures"),
             wandb=order.wandb,
         )
-        finished = train(course)
+        train(course)
     except UnspoolError as error:
         status = "interrupted" if isinstance(error, Stopped) else "failed"
-        for run in runs:
-            run.end(status, warnings=[str(error)] if status == "failed" else [])
-            write_page(order.folder)
+        with suppress(UnspoolError):  # where the disk is full, that was told already
+            for run in runs:
+                run.end(status, warnings=[str(error)] if status == "failed" else [])
+                write_page(order.folder)
         raise
-    for run in runs:
-        if finished:
-            report({"event": "note", "text": _praise(order, trainer)})
-        run.end("done" if finished else "interrupted", timings={"learning": round(trainer.seconds, 1)})
-        report({"event": "end", "page": str(write_page(order.folder)), "timings": {}, "frames": 0})
+    processes.first(lambda: _conclude(order, runs[0], trainer, report))
+
+
+def _conclude(order: Order, run: Run, trainer: Trainer, report: Report) -> None:
+    finished = trainer.done == trainer.steps
+    if finished:
+        report({"event": "note", "text": _praise(order, trainer)})
+    run.end("done" if finished else "interrupted", timings={"learning": round(trainer.seconds, 1)})
+    report({"event": "end", "page": str(write_page(order.folder)), "timings": {}, "frames": 0})
 
 
 def _praise(order: Order, trainer: Trainer) -> str:

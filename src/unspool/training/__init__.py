@@ -91,8 +91,8 @@ class Course:
         return self.folder / "checkpoints"
 
 
-def train(run: Course) -> bool:
-    """Learn until the last step, or until asked to stop: False then. What was learnt is saved either way.
+def train(run: Course) -> None:
+    """Learn until the last step, or until asked to stop. What was learnt is saved either way.
 
     Continues from the newest whole checkpoint of the folder. Raises UsageError where that is of other
     settings, DataError for videos that change, OutputError for a folder that cannot be written, and
@@ -126,7 +126,6 @@ def train(run: Course) -> bool:
                 watch.finish()
                 save(run)
         save(run)
-    return trainer.done == trainer.steps
 
 
 def _falls_on(every: int | None, trainer: Trainer) -> bool:
@@ -266,9 +265,13 @@ def log(run: Course) -> None:
         "seconds": trainer.seconds,
     }
     run.meter = Meter()
-    if run.journal:
-        run.journal.write(record)
-        run.report({"event": "step", "steps": trainer.steps, **record})
+    trainer.processes.first(lambda: _tell(run, record))
+
+
+def _tell(run: Course, record: Json) -> None:
+    assert run.journal is not None
+    run.journal.write(record)
+    run.report({"event": "step", "steps": run.trainer.steps, **record})
 
 
 def peak_memory(device: torch.device) -> int:
@@ -337,7 +340,8 @@ def continue_from_checkpoint(run: Course) -> None:
     path, state = found
     trainer.load(state, path)
     run.saved = trainer.done
-    run.report({"event": "continued", "step": trainer.done, "steps": trainer.steps})
+    event = {"event": "continued", "step": trainer.done, "steps": trainer.steps}
+    trainer.processes.first(lambda: run.report(event))
 
 
 @contextmanager
