@@ -7,7 +7,6 @@ src/model/attention.py, model_cluster.py); losses are in `methods/ba.py`, cluste
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from unspool.encoders import Encoder, encode_batches, load_encoder, save_encoder
 from unspool.encoders.checkpoints import load_strictly, tensors_named
 from unspool.errors import UsageError, WeightsError
 
-ROWS = 256  # of attention, at a time
+ROWS = 128  # of attention, at a time
 OWN = ("temporal_transformer.", "temporal_embedding", "heads")  # what the tensors of a correlator are called
 
 
@@ -88,7 +87,8 @@ class Block(nn.Module):
         def mean(some: Tensor, k: Tensor, name: str) -> Tensor:
             return self.probabilities(some, k, noise, name).mean(0)
 
-        return torch.cat([again(mean, q[:, part], k, name) for name, part in _some(rows)])
+        parts = torch.split(q[:, rows], ROWS, dim=1)
+        return torch.cat([again(mean, part, k, str(i)) for i, part in enumerate(parts)])
 
     def mixed(
         self, q: Heads, k: Heads, v: Heads, rows: Int64[Tensor, " r"], noise: Noise | None
@@ -101,8 +101,9 @@ class Block(nn.Module):
         def product(some: Tensor, k: Tensor, v: Tensor, name: str) -> Tensor:
             return self.probabilities(some, k, noise, name) @ v
 
-        parts = [again(product, q[:, part], k, v, name) for name, part in _some(rows)]
-        return torch.cat(parts, dim=1).transpose(0, 1).flatten(1)
+        parts = torch.split(q[:, rows], ROWS, dim=1)
+        found = torch.cat([again(product, part, k, v, str(i)) for i, part in enumerate(parts)], dim=1)
+        return found.transpose(0, 1).flatten(1)
 
     def features(
         self, x: Float[Tensor, "r c"], mixed: Float[Tensor, "r c"], noise: Noise | None
@@ -116,11 +117,6 @@ class Block(nn.Module):
 
 def _kept(name: str, values: Tensor) -> Tensor:
     return values
-
-
-def _some(rows: Int64[Tensor, " r"]) -> Iterator[tuple[str, Int64[Tensor, " some"]]]:
-    for start in range(0, len(rows), ROWS):
-        yield str(start), rows[start : start + ROWS]
 
 
 def again(function: Any, *inputs: Any) -> Tensor:
