@@ -49,13 +49,10 @@ def main() -> None:
         started = perf_counter()
         with result(folder, "tracked", *size, len(video)) as written:
             for image, labels in track_frames(video, read_mask(mask), encoder, timings=clock):
-                before = perf_counter()
                 written.write(image, labels)
-                clock.write += perf_counter() - before
                 tracked.append((image, labels))
-            before = perf_counter()
             written.finish(seconds=1.0)
-            clock.write += perf_counter() - before
+            clock.write = written.seconds_writing
         total = perf_counter() - started
     frames = len(tracked)
     print(f"{clip}: {frames} frames of {size[0]}x{size[1]}, {frames / total:.2f} frames/s in all")

@@ -8,6 +8,7 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles_augment import normalised, placed, recoloured
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
@@ -268,3 +269,44 @@ def test_jitter_is_kornias_where_it_is_installed() -> None:
         changed = clip.clone()
         ours(changed, value)
         assert (changed - theirs(clip, value)).abs().max() < 1e-3
+
+
+# --------------------------------------------------------------------------------- labels, as Pillow
+
+
+@pytest.mark.parametrize("size", [(16, 16), (31, 20), (40, 60)])
+def test_resizing_as_pillow_is_pillows_resize_bit_for_bit(size: tuple[int, int]) -> None:
+    frames = torch.randint(
+        0, 256, (2, 3, 24, 36), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    found = augment.resize_as_pillow(frames, size)
+    for frame, ours in zip(frames, found, strict=True):
+        image = Image.fromarray(frame.permute(1, 2, 0).numpy())
+        expected = np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR))
+        assert np.array_equal(ours.permute(1, 2, 0).numpy(), expected)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_labels_are_placed_as_pillow_would_place_them(seed: int) -> None:
+    how = Augmentation(size=(16, 20), short_side=(18, 26), crop="box", box_scale=(0.3, 1.0))
+    draws = augment.draw(how, [(24, 36)], [np.random.default_rng(seed)])
+    labels = torch.randint(
+        0, 9, (1, 24, 36), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
+    top, left, height, width = draws.box[0].tolist()
+    tall, wide = draws.resized[0].tolist()
+    nearest = Image.Resampling.NEAREST
+    image = Image.fromarray(labels[0].numpy()).resize((wide, tall), nearest)
+    image = image.crop((left, top, left + width, top + height)).resize((20, 16), nearest)
+    if draws.flip[0]:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    assert np.array_equal(augment.place_labels([labels], draws)[0, 0].numpy(), np.asarray(image))
+
+
+def test_labels_beyond_the_edge_of_the_frame_are_void() -> None:
+    how = Augmentation(size=(8, 8), short_side=None, crop="centre", flip=0.0)
+    draws = augment.draw(how, [(4, 8)], [np.random.default_rng(0)])
+    found = augment.place_labels([torch.ones(1, 4, 8, dtype=torch.uint8)], draws)[0, 0]
+    assert (found[:2] == 255).all()
+    assert (found[2:6] == 1).all()
+    assert (found[6:] == 255).all()

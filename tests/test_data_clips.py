@@ -279,3 +279,24 @@ def test_a_share_without_rendered_clips_is_refused() -> None:
         Clips(some(), HOW, Numbered(), batch=2, made_share=0.5)
     with pytest.raises(UsageError, match="from 0 to 1"):
         Clips(some(), HOW, Numbered(), batch=2, made=made(), made_share=1.5)
+
+
+HALF_SECONDS = Sampling(frames=4, seconds=0.5)  # TimeT's clips, of 1.5 s
+
+
+def test_videos_that_end_before_a_clip_does_are_named_and_kept() -> None:
+    brief = Footage("brief", "brief", 9, 2, 2, fps=6.0)  # 1.33 s
+    with pytest.warns(UnspoolWarning, match=r"1 of 2 videos last less than the 1.5 s of a clip.*: brief"):
+        clips = Clips([Footage("long", "long", 10, 2, 2, fps=6.0), brief], HALF_SECONDS, Numbered(), batch=2)
+    by_video = {clip.video: clip for clip in clips.batch_at(0, 0).clips}
+    assert len(set(by_video["brief"].indices)) == 4
+
+
+def test_videos_long_enough_say_nothing_with_time_stamps_or_without() -> None:
+    stamps = tuple(np.cumsum([0.0, *[0.1, 0.3] * 12]).tolist())
+    stamped = Footage("stamped", "stamped", len(stamps), 2, 2, fps=5.0, stamps=stamps)
+    plain = Footage("plain", "plain", 30, 2, 2, fps=6.0)
+    clips = Clips([stamped, plain], HALF_SECONDS, Numbered(), batch=2)
+    by_video = {clip.video: clip for clip in clips.batch_at(0, 0).clips}
+    assert set(np.diff(by_video["plain"].indices)) == {3}
+    assert np.abs(np.diff(by_video["stamped"].times) - 0.5).max() <= 0.2

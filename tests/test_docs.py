@@ -3,14 +3,22 @@
 import re
 import shlex
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from unspool.cli import app
+from unspool.data.layouts import LAYOUTS
 from unspool.encoders import MODELS
+from unspool.masks import write_mask
 from unspool.protocols.tracking import PROTOCOLS
+from unspool.rendered import render
 from unspool.tracking import PRESETS, tracking_preset
+from unspool.training.settings import METHODS, Training, presets_of
+from unspool.video import VideoWriter
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -25,6 +33,39 @@ COMMANDS = sorted(
         if re.search(r"\bunspool (?!-)", line)
     }
 )
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+class OwnModule(torch.nn.Module):
+    """What a reader would bring: a map of 14 px per token."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(images, 14)
+
+
+@pytest.mark.parametrize("page", [page for page, text in TEXT.items() if PYTHON.search(text)], ids=str)
+def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "videos").mkdir()
+    clip = render(0, height=56, width=84, frames=6, objects=2)
+    for name in ("clip.mp4", "videos/a.mp4", "videos/b.mp4"):
+        with VideoWriter(tmp_path / name, height=56, width=84, times=clip.video.times) as writer:
+            for image in clip.video:
+                writer.write(image)
+    write_mask(tmp_path / "first.png", clip.labels(0))
+    truth = [np.asarray(clip.labels(t)) for t in range(6)]
+    names = {"my_module": OwnModule(), "prediction": truth, "truth": truth}
+    for block in PYTHON.findall(TEXT[page]):  # later blocks go on from earlier ones
+        exec(compile(block, str(page), "exec"), names)
+
+
+def test_every_option_of_track_is_documented() -> None:
+    documented = TEXT[Path("docs/track.md")]
+    collection = app["track"].assemble_argument_collection(parse_docstring=False)
+    names = {name for argument in collection for name in argument.names if name.startswith("-")}
+    names = {name for name in names if not name.startswith(("--no-", "--empty-"))}
+    assert names >= {"--memory", "--workers", "-o", "-q"}
+    assert not {name for name in names if not re.search(rf"(?<![\w-]){name}\b", documented)}
 
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS)
@@ -36,7 +77,7 @@ def test_a_documented_command_parses(page: str, line: str) -> None:
 
 def test_every_verb_is_documented() -> None:
     documented = "\n".join(TEXT.values())
-    for verb in ("demo", "track", "eval tracking", "models", "view"):
+    for verb in ("demo", "track", "eval tracking", "train dul", "models", "view"):
         assert f"unspool {verb}" in documented
 
 
@@ -51,6 +92,24 @@ def test_a_preset_names_its_paper_its_table_its_score_and_its_command(name: str)
     assert set(table["source"]) >= {"paper", "code", "table", "expected", "command"}
     assert f"--preset {name}" in table["source"]["command"]
     assert tracking_preset(name).propagation
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_training_preset_names_its_paper_its_code_and_its_command(method: str) -> None:
+    for name in presets_of(method):
+        table = tomllib.loads((ROOT / "src" / "unspool" / "presets" / f"{name}.toml").read_text("utf-8"))
+        assert set(table["source"]) >= {"paper", "code", "command"}
+        words = shlex.split(table["source"]["command"])
+        assert f"--preset {name}" in table["source"]["command"]
+        kind = words[words.index("--data") + 1].partition(":")[0]
+        assert kind in {*LAYOUTS, "VIDEOS"}
+        app.parse_args(words[1:], exit_on_error=False, print_error=False)
+
+
+def test_every_training_preset_and_setting_of_training_is_documented() -> None:
+    text = TEXT[Path("docs/train.md")]
+    assert all(f"`{name}`" in text for method in METHODS for name in presets_of(method))
+    assert all(f"`{field.name}`" in text or f"--{field.name}" in text for field in fields(Training))
 
 
 def test_every_figure_of_the_performance_page_names_a_benchmark_that_exists() -> None:

@@ -451,3 +451,16 @@ def test_without_a_network_the_file_and_its_place_are_named(tmp_path: Path) -> N
     assert WeightsUnavailable.__name__ in done.stderr
     assert "dino_deitsmall16_pretrain.pth" in done.stderr
     assert "UNSPOOL_WEIGHTS" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["random-vits16", "random-resnet18"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_beginning_and_ending_give_the_tokens_of_one_pass(name: str, count: int) -> None:
+    encoder = load_encoder(name, device="cpu")
+    images = torch.rand(2, 3, 32, 48)
+    with torch.no_grad():
+        begun, beside = encoder.begin(images, count)
+        tail = encoder.tail(count)
+        whole = encoder(images)["tokens"]
+        torch.testing.assert_close(encoder.end(begun, beside, tail), whole)
+        torch.testing.assert_close(encoder.end(begun[1:], beside, tail), whole[1:])

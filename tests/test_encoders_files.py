@@ -277,3 +277,10 @@ def test_a_hub_that_never_answers_is_given_up(tmp_path: Path) -> None:
         )
     assert "WeightsUnavailable" in done.stderr and "resnet18-f37072fd.pth" in done.stderr
     assert time.monotonic() - started < 60  # ten seconds of waiting; the rest is importing on a busy machine
+
+
+def test_an_encoder_of_clips_or_of_other_channels_is_named_as_such() -> None:
+    for shape in ((384, 3, 2, 16, 16), (384, 4, 16, 16), (384, 3, 16, 8)):
+        state = {"patch_embed.proj.weight": torch.zeros(shape)}
+        with pytest.raises(WeightsError, match=r"x\.pth: its patch weights are \(384, "):
+            vit_architecture(state, "x.pth")

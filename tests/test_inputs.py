@@ -132,3 +132,44 @@ def test_an_empty_list_is_wrong_use(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("\n")
     with pytest.raises(UsageError, match="names no video"):
         expand_inputs([f"@{tmp_path / 'list.txt'}"])
+
+
+def test_masks_of_a_folder_of_frames_are_matched_by_the_names_of_its_frames(tmp_path: Path) -> None:
+    touch(*(tmp_path / "bear" / f"{n}.jpg" for n in ("00005", "00010", "00015")))
+    touch(tmp_path / "masks" / "bear" / "00005.png", tmp_path / "masks" / "bear" / "00015.png")
+    for video in (str(tmp_path / "bear"), str(tmp_path / "bear" / "*.jpg")):
+        (by_frame,) = masks_of([video], ["bear"], [str(tmp_path / "masks")])
+        assert {n: Path(mask).name for n, mask in by_frame.items()} == {0: "00005.png", 2: "00015.png"}
+
+
+def test_frame_names_that_are_no_numbers_match_too(tmp_path: Path) -> None:
+    touch(tmp_path / "bear" / "left.jpg", tmp_path / "bear" / "right.jpg")
+    touch(tmp_path / "masks" / "bear" / "right.png")
+    (by_frame,) = masks_of([str(tmp_path / "bear")], ["bear"], [str(tmp_path / "masks")])
+    assert by_frame == {1: str(tmp_path / "masks" / "bear" / "right.png")}
+
+
+def test_a_mask_without_its_frame_is_named(tmp_path: Path) -> None:
+    touch(tmp_path / "bear" / "00005.jpg", tmp_path / "masks" / "bear" / "00000.png")
+    (said,) = masks_of([str(tmp_path / "bear")], ["bear"], [str(tmp_path / "masks")])
+    assert isinstance(said, str)
+    assert "00000.png" in said and "no frame of this name" in said
+
+
+def test_addresses_of_folders_and_globs_are_each_of_their_videos() -> None:
+    import fsspec
+
+    files = fsspec.filesystem("memory")
+    for path in ("v/b.mp4", "v/a.webm", "v/notes.txt", "f/1.png", "f/2.png"):
+        files.pipe(f"/inputs/{path}", b"")
+    a, b = "memory:///inputs/v/a.webm", "memory:///inputs/v/b.mp4"
+    assert expand_inputs(["memory://inputs/v"]) == [a, b]
+    assert expand_inputs(["memory://inputs/v/*.mp4"]) == [b]
+    assert expand_inputs(["memory://inputs/f"]) == ["memory://inputs/f"]
+    assert expand_inputs(["memory://inputs/f/*.png"]) == ["memory://inputs/f/*.png"]
+    with pytest.raises(UsageError, match="no file matches"):
+        expand_inputs(["memory://inputs/v/*.mkv"])
+
+
+def test_an_address_of_an_unknown_kind_is_left_to_fail_by_itself() -> None:
+    assert expand_inputs(["nosuch://bucket/a"]) == ["nosuch://bucket/a"]

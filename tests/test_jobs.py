@@ -3,13 +3,14 @@
 import json
 import os
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from unspool.errors import UsageError, VideoError
-from unspool.jobs import Interrupted, Plan, Report, Stop, execute, run_jobs, stopping
+from unspool.errors import OutputError, UsageError, VideoError
+from unspool.jobs import Estimate, Interrupted, Plan, Report, Stop, execute, run_jobs, stopping
 from unspool.results import Json, write_json
 
 
@@ -157,7 +158,9 @@ def test_worker_processes_give_the_same_outcomes_as_one(tmp_path: Path) -> None:
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "result"
-    code, events = run(plan(folder, Item("a", folder), estimate=lambda: "1 frame"), dry_run=True)
+    code, events = run(
+        plan(folder, Item("a", folder), estimate=lambda jobs, workers: Estimate("1 frame")), dry_run=True
+    )
     assert code == 0
     assert not folder.exists()
     assert [e["text"] for e in events] == [f"a -> {folder / 'videos' / 'a'}", "1 frame"]
@@ -165,7 +168,47 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
 
 def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "result").write_text("")
-    from unspool.errors import OutputError
-
     with pytest.raises(OutputError, match=r"result: is a file, not a folder"):
         run(plan(tmp_path / "result", Item("a", tmp_path)))
+
+
+def test_a_dry_run_names_what_is_done_and_what_would_fail(tmp_path: Path) -> None:
+    run(plan(tmp_path, Item("a", tmp_path)))
+    asked: list[tuple[list[str], int]] = []
+
+    def estimate(jobs: Sequence[Item], workers: int) -> Estimate:
+        asked.append(([job.name for job in jobs], workers))
+        return Estimate("2 frames", (("c", "no frame decodes"),))
+
+    items = [Item(name, tmp_path) for name in "abc"]
+    a_plan = plan(tmp_path, *items, failures=(("d", "no mask"),), estimate=estimate)
+    code, events = run(a_plan, dry_run=True, workers=3)
+    assert code == 1
+    assert [e["text"] for e in events if e["event"] == "result"] == [
+        "d: would fail: no mask",
+        "c: would fail: no frame decodes",
+        "a: already done",
+        f"b -> {tmp_path / 'videos' / 'b'}",
+        "2 frames",
+    ]
+    assert asked == [(["b", "c"], 3)]
+
+
+def test_a_refusal_by_the_estimate_removes_nothing_even_with_overwrite(tmp_path: Path) -> None:
+    run(plan(tmp_path, Item("a", tmp_path)))
+
+    def refuse(jobs: Sequence[Item], workers: int) -> Estimate:
+        raise UsageError("too little memory")
+
+    with pytest.raises(UsageError, match="too little"):
+        run(plan(tmp_path, Item("a", tmp_path), estimate=refuse), overwrite=True)
+    assert (tmp_path / "videos" / "a" / "done.json").exists()
+
+
+def test_scores_that_cannot_be_written_leave_no_run_that_seems_to_go_on(tmp_path: Path) -> None:
+    def finish(folder: Path, done: list[Json]) -> str:
+        raise OutputError(f"{folder}: full")
+
+    with pytest.raises(OutputError, match="full"):
+        run(plan(tmp_path, Item("a", tmp_path), finish=finish))
+    assert record(tmp_path)["status"] == "failed"

@@ -170,10 +170,60 @@ def test_the_dino_preset_normalises_as_dino_does(run: Run, tmp_path: Path) -> No
 def test_a_dry_run_estimates_and_writes_nothing(run: Run, tmp_path: Path) -> None:
     make_clip(tmp_path / "clip.mp4")
     make_mask(tmp_path / "first.png")
-    code, _, err = run("track", "clip.mp4", "--mask", "first.png", "--dry-run")
-    assert code == 0
-    assert "6 frames, about" in err and "peak memory about" in err
+    for more in ([], ["-q"]):
+        code, out, _ = run("track", "clip.mp4", "--mask", "first.png", "--dry-run", *more)
+        assert code == 0
+        assert "6 frames, about" in out and "peak memory about" in out
     assert not (tmp_path / "unspool-track-clip").exists()
+
+
+def test_a_dry_run_names_the_video_that_cannot_be_read(run: Run, tmp_path: Path) -> None:
+    make_clip(tmp_path / "videos" / "a.mp4")
+    (tmp_path / "videos" / "broken.mp4").write_bytes(b"no video")
+    for name in ("a", "broken"):
+        make_mask(tmp_path / "masks" / f"{name}.png")
+    code, out, _ = run("track", "videos", "--mask", "masks", "-o", "r", "--dry-run")
+    assert code == 1
+    assert "broken: would fail: videos/broken.mp4" in out
+    assert "a -> r/videos/a" in out
+
+
+def test_an_error_is_an_event_on_stdout_where_events_are_asked_for(run: Run) -> None:
+    code, out, err = run("track", "nowhere.mp4", "--mask", "m.png", "--json")
+    assert code == 2
+    (event,) = [json.loads(line) for line in out.splitlines()]
+    assert (event["event"], event["exit_code"]) == ("error", 2)
+    assert "nowhere.mp4: no such file" in event["error"] and event["error"] in err
+    code, out, _ = run("track", "--json", "--no-such-option")
+    assert code == 2
+    assert "no-such-option" in json.loads(out)["error"]
+
+
+def test_a_budget_of_memory_changes_no_mask_and_too_small_a_one_names_the_least(
+    run: Run, tmp_path: Path
+) -> None:
+    make_clip(tmp_path / "clip.mp4")
+    make_mask(tmp_path / "first.png")
+    arguments = ["track", "clip.mp4", "--mask", "first.png", "-o"]
+    code, _, err = run(*arguments, "b", "--memory", "1MB")
+    assert code == 2
+    least = err.split("least that works is --memory ")[1].split()[0]
+    assert not (tmp_path / "b").exists()
+    assert run(*arguments, "a")[0] == run(*arguments, "b", "--memory", least)[0] == 0
+    for mask in (tmp_path / "a").rglob("masks/*.png"):
+        other = tmp_path / "b" / mask.relative_to(tmp_path / "a")
+        assert mask.read_bytes() == other.read_bytes()
+    assert "already done" in run(*arguments, "b")[2]  # a budget is no setting of the result
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4GB", 4 * 10**9), ("800 mb", 8 * 10**8), ("1.5GiB", 3 * 2**29), ("2k", 2000), (7, 7), ("7B", 7)],
+)
+def test_sizes_are_read_as_people_write_them(text: str | int, size: int) -> None:
+    from unspool.verbs import size_in_bytes
+
+    assert size_in_bytes(text) == size
 
 
 def test_a_config_file_stands_below_the_command_line(run: Run, tmp_path: Path) -> None:
@@ -230,6 +280,54 @@ def test_a_stopped_run_keeps_its_masks_and_continues(
     assert len(list(masks.glob("*.png"))) == 60
 
 
+def test_a_signal_to_the_whole_group_stops_the_workers_too_and_a_rerun_continues(
+    run: Run, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        make_clip(tmp_path / "videos" / f"{name}.mp4", frames=20)
+        make_mask(tmp_path / "masks" / f"{name}.png")
+    guarded = SLOW.replace("main(sys.argv[1:])", "if __name__ == '__main__': main(sys.argv[1:])")
+    (tmp_path / "slow.py").write_text(guarded)  # a file, so that the worker processes are slow as well
+    arguments = ["track", "videos", "--mask", "masks", "-o", "r", "--workers", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "slow.py", *arguments],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    end = time.monotonic() + 120
+    while len(list((tmp_path / "r").glob("videos/*/masks/00000.png"))) < 2 and time.monotonic() < end:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "run the same command again to continue" in err and "Traceback" not in err
+    assert not list((tmp_path / "r").rglob("*.part"))
+    assert {v["status"] for v in read(tmp_path / "r" / "run.json")["videos"]} == {"interrupted"}
+    assert run(*arguments[:-2])[0] == 0  # the number of workers is no setting of the result
+    assert len(list((tmp_path / "r").glob("videos/*/masks/*.png"))) == 40
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of file sizes are POSIX")
+def test_a_limit_on_file_sizes_is_named_and_what_was_written_stays_whole(tmp_path: Path) -> None:
+    make_clip(tmp_path / "clip.mp4", frames=20)
+    make_mask(tmp_path / "first.png")
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n" + SLOW
+    arguments = ["track", "clip.mp4", "--mask", "first.png", "-o", "r"]
+    process = subprocess.run(
+        [sys.executable, "-c", limited.replace("0.3", "0"), *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert process.returncode == 1, process.stderr
+    assert "ulimit -f" in process.stderr and "Traceback" not in process.stderr
+    assert all(read_truth(p).shape == (HEIGHT, WIDTH) for p in (tmp_path / "r").rglob("masks/*.png"))
+
+
 # --------------------------------------------------------------------------------------------- eval
 
 
@@ -269,6 +367,31 @@ def test_eval_tracking_scores_a_davis_tree(
     assert [(r["sequence"], r["object"]) for r in rows] == [
         ("ant", "1"), ("ant", "all"), ("bee", "1"), ("bee", "all"), ("all", "all"),
     ]  # fmt: skip
+
+
+def test_more_ids_than_the_layout_of_davis_holds_are_refused(run: Run, tmp_path: Path) -> None:
+    root = make_davis(tmp_path / "DAVIS")
+    for path in (root / "Annotations" / "480p" / "ant").iterdir():
+        Image.fromarray(np.where(read_truth(path) > 0, 300, 0).astype(np.uint16)).save(path)
+    code, _, err = run("eval", "tracking", "--data", "davis17:DAVIS", "-o", "r")
+    assert code == 1
+    assert "ant/00000.png: holds id 300, but in the layout of DAVIS ids end at 254" in err
+    assert not (tmp_path / "r" / "davis" / "ant").exists()
+
+
+def test_without_hard_links_the_official_layout_is_copied_whole(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no hard links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    make_davis(tmp_path / "DAVIS")
+    for _ in range(2):
+        assert run("eval", "tracking", "--data", "davis17:DAVIS", "-o", "r")[0] == 0
+        for link in (tmp_path / "r" / "davis" / "ant").iterdir():
+            assert link.read_bytes() == (tmp_path / "r" / "videos" / "ant" / "masks" / link.name).read_bytes()
+    assert not list((tmp_path / "r").rglob("*.part"))
 
 
 def test_scores_of_a_continued_eval_equal_those_of_one_run(run: Run, tmp_path: Path) -> None:
@@ -348,6 +471,12 @@ def test_a_tree_that_is_no_davis_says_what_was_looked_for(run: Run, tmp_path: Pa
         (["track", "clip.mp4", "--mask", "first.png", "--set", "short_side=true"], "expected int"),
         (["track", "clip.mp4", "--mask", "first.png", "--resolution", "0"], "at least 1 px"),
         (["track", "clip.mp4", "--mask", "first.png", "--workers", "0"], "at least 1"),
+        (["track", "clip.mp4", "--mask", "first.png", "--memory", "much"], "e.g. --memory 4GB"),
+        (["demo", "--memory", "1MB"], "the least that works is --memory"),
+        (
+            ["track", "clip.mp4", "--mask", "first.png", "--memory", "1MB", "--workers", "2"],
+            "80x48 in 3 processes",
+        ),
         (
             ["track", "clip.mp4", "--mask", "first.png", "--preset", "crw", "--model", "random-vits16"],
             "offers",
@@ -385,3 +514,57 @@ def test_the_version_tells_what_it_runs_on(run: Run) -> None:
     text = run("--version", "-v")[1]
     for part in ("python 3.", "torch ", "libavcodec", "devices: cpu"):
         assert part in text
+
+
+# -------------------------------------------------------------------------------------------- train
+
+SMALL = [
+    word
+    for setting in ("dul.clips=2", "dul.width=4", "dul.embedding=8", "dul.anchors=2", "dul.references=2")
+    for word in ("--set", setting)
+] + ["--set", "augmentation.size=[32, 32]", "--set", "augmentation.short_side=[32, 40]", "--device", "cpu"]
+
+
+@pytest.fixture
+def footage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("UNSPOOL_CACHE", str(tmp_path / "cache"))
+    for name in "abc":
+        make_clip(tmp_path / "videos" / f"{name}.mp4")
+    return tmp_path / "videos"
+
+
+def test_train_then_track_with_what_was_learnt(run: Run, tmp_path: Path, footage: Path) -> None:
+    code, out, err = run("train", "dul", "--data", "videos", "--steps", 2, "--validate-every", 0, *SMALL)
+    assert code == 0, err
+    assert out.strip() == "unspool-train-dul/index.html"
+    assert "3 videos; 2 steps of 2 clips of 5 frames at 32x32" in err
+    assert "To use it: unspool track clip.mp4 --mask first.png --model unspool-train-dul" in err
+    make_mask(tmp_path / "first.png")
+    clip = footage / "a.mp4"
+    code, _, err = run("track", clip, "--mask", "first.png", "--model", "unspool-train-dul", "-o", "t")
+    assert code == 0, err
+    assert read(tmp_path / "t" / "run.json")["model"]["dim"] == 32
+
+
+def test_train_tells_machines_every_step(run: Run, footage: Path) -> None:
+    options = ("--steps", 2, "--validate-every", 0, "--json", "-q")
+    code, out, _ = run("train", "dul", "--data", footage / "a.mp4", footage / "b.mp4", *options, *SMALL)
+    events = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [e["step"] for e in events if e["event"] == "step"] == [1, 2]
+    assert events[-1]["event"] == "end"
+
+
+def test_train_without_data_or_with_wrong_settings_is_wrong_use(run: Run, footage: Path) -> None:
+    for words, expected in (
+        ([], "nothing to train on"),
+        (["--data", "nowhere"], "no such file or folder"),
+        (["--data", "videos", "--set", "dul.widht=3"], "did you mean 'width'?"),
+        (["--data", "videos", "--preset", "dino"], "there are dul-kinetics"),
+        (["--data", "videos", "--device", "tpu"], "device 'tpu' is not there"),
+        (["--data", "videos", "--devices", "0"], "1 or more of each"),
+        (["--data", "videos", "--steps", "0"], "training.steps"),
+    ):
+        code, _, err = run("train", "dul", *words)
+        assert code == 2, err
+        assert expected in err

@@ -14,9 +14,10 @@ FLOORS = [
     {"tracking", "segmenting"},
     {"protocols"},
     {"results"},
-    {"page"},
+    {"page_training"},
+    {"page", "training"},
     {"inputs", "jobs", "reporting"},
-    {"verbs"},
+    {"verbs", "verbs_train"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from unspool.errors import DataError
 from unspool.metrics import clustering
+from unspool.metrics.matching import unmatched
 
 quickly = settings(deadline=None, max_examples=40)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -104,3 +105,12 @@ def test_an_id_beyond_the_fixed_number_is_refused(option: str, which: str) -> No
     labels = np.array([[[0, 7]]], np.uint8)
     with pytest.raises(DataError, match=f"the {which} holds id 7, but {option}=5 allows 0 to 4"):
         clustering(labels, labels, "hungarian", **{option: 5})
+
+
+def test_predictions_that_are_classes_are_not_matched() -> None:
+    truth, swapped = np.array([[[0, 1], [2, 255]]]), np.array([[[0, 2], [1, 1]]])
+    found = unmatched(swapped, truth, 3)
+    assert found.iou().tolist() == [1.0, 0.0, 0.0]
+    assert clustering(swapped, truth, "hungarian", clusters=3, classes=3).miou() == 1.0
+    with pytest.raises(DataError, match="the prediction holds id 2, but classes=2"):
+        unmatched(swapped, truth, 2)

@@ -1,4 +1,3 @@
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,13 +78,12 @@ def test_the_search_of_a_whole_frame_finds_what_a_dense_top_k_finds(
     )
 
 
-def test_bands_of_rows_find_what_the_whole_frame_at_once_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bands_of_rows_find_what_the_whole_frame_at_once_finds() -> None:
     query, *keys = unit_features(3, 4, 8, 23, 14)
     tiling = Tiling(23, 14, 4)
     cut = [tiling.cut(key) for key in keys]
     whole = best_in_window(tiling.cut(query), cut, tiling, Window("disc", 5), 7)
-    monkeypatch.setattr(affinity, "SCORE_BYTES", 1)
-    banded = best_in_window(tiling.cut(query), cut, tiling, Window("disc", 5), 7)
+    banded = best_in_window(tiling.cut(query), cut, tiling, Window("disc", 5), 7, memory=1)
     torch.testing.assert_close(banded.similarity, whole.similarity, atol=1e-6, rtol=0)
     assert torch.equal(banded.token, whole.token)
     assert torch.equal(banded.frame, whole.frame)
@@ -107,3 +105,11 @@ def test_cutting_into_tiles_loses_no_token() -> None:
     cells = tiling.cut(features)
     assert torch.equal(cells[tokens >= 0], features.flatten(1).T[tokens[tokens >= 0]])
     assert (cells[tokens < 0] == 0).all()
+
+
+def test_one_row_of_queries_at_a_time_finds_what_the_whole_frame_at_once_finds() -> None:
+    query, key = (Tiling(9, 14, 4).cut(one) for one in unit_features(3, 2, 8, 9, 14))
+    whole = best_anywhere(query, key, Tiling(9, 14, 4), 7)
+    parts = best_anywhere(query, key, Tiling(9, 14, 4), 7, memory=1)
+    torch.testing.assert_close(parts.similarity, whole.similarity, atol=1e-6, rtol=0)
+    assert torch.equal(parts.token, whole.token)

@@ -23,7 +23,7 @@ def clip(frames: int, channels: int, height: int, width: int, seed: int) -> list
 
 
 def carried(features: list[Tensor], how: Propagation, late: int) -> list[Tensor]:
-    state, out = start(how), []
+    state, out = start(), []
     height, width = features[0].shape[1:]
     left = (torch.arange(width) < width // 2).float().expand(height, width)
     for t, frame in enumerate(features):
@@ -65,7 +65,7 @@ def test_bounds_rest_where_they_do_not_pay(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(bounds, "FEWEST_TOKENS", 1)
     monkeypatch.setattr(bounds, "WORTHWHILE", -1.0)
     features = clip(frames=4, channels=16, height=9, width=11, seed=0)
-    state = start(DUL)
+    state = start()
     half = torch.ones(9, 11) / 2
     for t, frame in enumerate(features):
         state, _ = step(state, frame, {0: half, 1: half} if t == 0 else None, DUL)

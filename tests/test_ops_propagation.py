@@ -34,7 +34,7 @@ def soft_masks(seed: int, ids: int, height: int, width: int) -> Tensor:
 def carry(
     features: Tensor, given: dict[int, dict[int, Tensor]], how: Propagation
 ) -> list[tuple[State, Tensor]]:
-    state, steps = propagation.start(how), []
+    state, steps = propagation.start(), []
     for now, frame in enumerate(features):
         state, soft = propagation.step(state, frame, given.get(now), how)
         steps.append((state, soft))
@@ -205,14 +205,14 @@ def test_min_max_over_the_channels_of_a_token_is_stored_for_the_reference_only()
 
 
 def test_another_grid_within_a_clip_is_refused_with_both_sizes() -> None:
-    state, _ = propagation.step(propagation.start(DUL), clip(0, 1, 9, 11)[0], {0: torch.ones(9, 11)}, DUL)
+    state, _ = propagation.step(propagation.start(), clip(0, 1, 9, 11)[0], {0: torch.ones(9, 11)}, DUL)
     with pytest.raises(ShapeError, match=r"9x12.*9x11"):
         propagation.step(state, clip(0, 1, 9, 12)[0], None, DUL)
 
 
 def test_a_mask_that_does_not_fit_the_grid_is_refused_with_the_remedy() -> None:
     with pytest.raises(ShapeError, match=r"id 3 .*\(8, 11\).*\(9, 11\).*labels_to_soft"):
-        propagation.step(propagation.start(DUL), clip(0, 1, 9, 11)[0], {3: torch.ones(8, 11)}, DUL)
+        propagation.step(propagation.start(), clip(0, 1, 9, 11)[0], {3: torch.ones(8, 11)}, DUL)
 
 
 @pytest.mark.parametrize("name, value", [("top_k", 0), ("temperature", 0.0), ("radius", -1.0)])

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from unspool.ops.resize import labels_to_soft, soft_to_labels, upsample_patches
+from unspool.ops.resize import Rule, labels_to_soft, soft_to_labels, upsample_patches
 
 
 @settings(max_examples=60, deadline=None)
@@ -51,3 +51,19 @@ def test_where_nothing_is_known_the_label_is_background(rule: str) -> None:
 def test_a_channel_that_is_the_same_everywhere_is_not_stretched() -> None:
     soft = torch.ones(1, 2, 3)
     assert torch.equal(upsample_patches(soft, 4), torch.ones(1, 8, 12))
+
+
+@pytest.mark.parametrize("rule", ["align_corners", "half_pixel", "nearest"])
+@pytest.mark.parametrize("channels", [3, 4, 9])
+def test_upsampling_a_few_channels_at_a_time_changes_no_bit(rule: Rule, channels: int) -> None:
+    soft = torch.rand(channels, 12, 20, generator=torch.Generator().manual_seed(0))
+    soft[1] = soft[0]  # ties
+    ids, threads = list(range(channels)), torch.get_num_threads()
+    try:
+        for count in (1, 2):  # torch's kernels differ
+            torch.set_num_threads(count)
+            whole = soft_to_labels(soft, ids, (96, 161), rule)
+            parts = soft_to_labels(soft, ids, (96, 161), rule, memory=1)
+            assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+    finally:
+        torch.set_num_threads(threads)

@@ -3,8 +3,10 @@
 import base64
 import errno
 import json
+import os
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from unspool.results import (
     write_script,
     written_whole,
 )
+from unspool.video import VideoWriter
 
 
 def decode_runs(text: str) -> list[int]:
@@ -209,3 +212,46 @@ def test_overwrite_mends_a_record_that_cannot_be_read(tmp_path: Path) -> None:
         Run(tmp_path, {"verb": "track", "config": {}})
     Run(tmp_path, {"verb": "track", "config": {}}, overwrite=True).begin()
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "running"
+
+
+def test_a_writer_that_cannot_be_opened_leaves_no_other_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up: list[str] = []
+    plain = VideoWriter.__init__
+
+    def second_fails(self: VideoWriter, path: Path, **options: Any) -> None:
+        if path.name == "frames.mp4":
+            raise OutputError(f"{path}: full")
+        plain(self, path, **options)
+
+    abort = VideoWriter.abort
+    monkeypatch.setattr(VideoWriter, "__init__", second_fails)
+    monkeypatch.setattr(VideoWriter, "abort", lambda self: given_up.append(self.path.name) or abort(self))
+    with pytest.raises(OutputError, match="full"):
+        VideoResult(tmp_path, "clip", source="c", height=8, width=8, times=[Fraction(0)])
+    assert given_up == ["overlay.mp4"]
+    assert not [p for p in (tmp_path / "videos" / "clip").rglob("*") if p.is_file()]
+
+
+def test_an_object_that_comes_and_goes_keeps_its_areas_by_frame(tmp_path: Path) -> None:
+    maps = [np.full((4, 6), label, np.uint8) for label in (0, 5, 0, 5, 0)]
+    times = [Fraction(t, 10) for t in range(5)]
+    with VideoResult(tmp_path, "clip", source="c", height=4, width=6, times=times) as result:
+        for labels in maps:
+            result.write(np.zeros((4, 6, 3), np.uint8), labels)
+        result.close()
+        assert result.seconds_writing > 0
+        assert len(list((result.home / "masks").iterdir())) == 5
+        result.finish(seconds=1.0)
+    text = (tmp_path / "data" / "clip.js").read_text()
+    assert '"area":[0,24,0,24,0],"first":1' in text
+
+
+def test_a_limit_on_the_size_of_files_is_told_from_a_full_disk() -> None:
+    def said(number: int) -> str:
+        return str(OutputError.of("x.mp4", OSError(number, os.strerror(number))))
+
+    assert "ulimit -f" in said(errno.EFBIG)
+    assert "free some space" in said(errno.ENOSPC)
+    assert "with -o" in said(errno.EACCES)

@@ -11,11 +11,13 @@ import unspool
 from unspool.encoders import Encoder, load_encoder
 from unspool.errors import MaskError, UsageError
 from unspool.masks import Mask, write_mask
+from unspool.ops import propagation
 from unspool.tracking import (
     PRESETS,
     Timings,
     Tracking,
     cost,
+    given_masks,
     input_size,
     track,
     tracking_preset,
@@ -189,10 +191,65 @@ def test_an_unknown_setting_names_those_that_exist() -> None:
 
 
 def test_costs_are_positive_and_grow_with_the_frame(encoder: Encoder) -> None:
-    small, large = (cost(size, encoder, Tracking()) for size in ((48, 64), (480, 640)))
+    video = Moving()
+    small = cost(video, encoder, Tracking())
+    video.height, video.width = 480, 640
+    large = cost(video, encoder, Tracking())
     assert 0 < small[0] < large[0]
-    assert large[1] > 0
+    assert 0 < small[1].peak(None) < large[1].peak(None)
 
 
 def test_track_is_public() -> None:
     assert unspool.track is track
+
+
+def test_less_memory_changes_no_label(encoder: Encoder) -> None:
+    video = Moving()
+    free = np.stack(list(track(video, video.labels(0), encoder)))
+    how = tracking_preset("dul")
+    least = cost(video, encoder, how)[1].least
+    tight = np.stack(list(track(video, video.labels(0), encoder, how, memory=least)))
+    assert np.array_equal(free, tight)
+
+
+def test_too_little_memory_names_the_least_that_works(encoder: Encoder) -> None:
+    video, how = Moving(), tracking_preset("dul")
+    least = cost(video, encoder, how)[1].least
+    with pytest.raises(UsageError, match=f"the least that works is {least}"):
+        next(track(video, video.labels(0), encoder, how, memory=least - 1))
+
+
+def test_memory_sizes_the_tiles_of_similarities_and_of_labels(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int] = []
+    for name in ("step", "soft_to_labels"):
+        plain = getattr(propagation, name)
+        monkeypatch.setattr(
+            propagation, name, lambda *a, plain=plain, **k: given.append(k["memory"]) or plain(*a, **k)
+        )
+    video, how = Moving(), tracking_preset("dul")
+    needs = cost(video, encoder, how)[1]
+    next(track(video, video.labels(0), encoder, how, memory=needs.fixed + 2 * 10**7))
+    assert given and set(given) == {10**7}
+
+
+@pytest.mark.parametrize(
+    ("mask", "says"),
+    [
+        (np.zeros((HEIGHT, WIDTH), np.uint8), "no object in this mask"),
+        (np.ones((HEIGHT, WIDTH), np.float32), "an array of float32; give integers"),
+        (np.ones((HEIGHT, WIDTH, 3), np.uint8), r"shape \(48, 64, 3\); give a label map"),
+        (np.full((HEIGHT, WIDTH), -1), "values run from -1 to -1"),
+        (np.full((HEIGHT, WIDTH), 70_000), "ids are 0 to 65535"),
+        (np.ones((0, 0), np.uint8), "label map"),
+    ],
+)
+def test_an_array_that_is_no_mask_is_refused_with_what_would_be_one(mask: np.ndarray, says: str) -> None:
+    with pytest.raises(MaskError, match=rf"moving, mask of frame 2: .*{says}"):
+        given_masks(Moving(), {2: mask})
+
+
+def test_a_mask_of_truth_values_holds_object_1() -> None:
+    (mask,) = given_masks(Moving(), {0: Moving().labels(0) > 0}).values()
+    assert mask.ids == (1,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ MODEL = Group("Model", sort_key=2)
 MATCHING = Group("Matching", sort_key=3)
 OUTPUT = Group("Output", sort_key=4)
 RUNTIME = Group("Running", sort_key=5)
+DATA = Group("Videos", sort_key=1)
+LEARNING = Group("Learning", sort_key=2)
 
 app = App(
     name="unspool",
@@ -33,6 +36,12 @@ evaluate = App(
     default_parameter=Parameter(negative=()),
 )
 app.command(evaluate)
+training = App(
+    name="train",
+    help="Learn features from plain video without labels.",
+    default_parameter=Parameter(negative=()),
+)
+app.command(training)
 
 
 @Parameter(name="*")
@@ -54,12 +63,14 @@ class ModelOptions:
     "auto, cpu, cuda, cuda:1 or mps. Default: auto."
     precision: Annotated[Literal["fp32", "bf16", "fp16"] | None, Parameter(group=RUNTIME)] = None
     "Arithmetic of the encoder. Default: fp32."
+    memory: Annotated[str | None, Parameter(group=RUNTIME)] = None
+    "What the command may take in all, e.g. 4GB; less is slower, results stay the same. Default: as needed."
     seed: Annotated[int | None, Parameter(group=RUNTIME)] = None
     "Seed of everything random (randomly initialised models, rendered clips). Default: 0."
 
     def given(self) -> dict[str, Any]:
         """What stood on the command line."""
-        names = ("model", "preset", "resolution", "device", "precision", "seed")
+        names = ("model", "preset", "resolution", "device", "precision", "memory", "seed")
         return {n: getattr(self, n) for n in names if getattr(self, n) is not None}
 
 
@@ -77,7 +88,7 @@ class RunOptions:
     dry_run: Annotated[bool, Parameter(group=RUNTIME)] = False
     "Say what would be done, with estimated time and peak memory, and stop."
     timings: Annotated[bool, Parameter(group=RUNTIME)] = False
-    "Print the seconds spent on decoding, encoding, propagating and writing."
+    "Print the seconds spent on decoding, encoding, propagating and, by threads beside these, writing."
     json: Annotated[bool, Parameter(name="--json", group=RUNTIME)] = False
     "Events as JSON lines on stdout; words for people stay on stderr."
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], group=RUNTIME)] = False
@@ -174,6 +185,133 @@ def eval_tracking(
     return _run(verbs.eval_plan, run, model, data=data, names=tuple(sequences or ()), protocol=protocol)
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class TrainOptions:
+    """What is learnt from, how, and where."""
+
+    data: Annotated[list[str] | None, Parameter(group=DATA, consume_multiple=True)] = None
+    "Videos to learn from: folders, files, globs, `@list.txt`, KIND:PATH (ytvos:, shards:, ...)."
+    rendered: Annotated[int | None, Parameter(group=DATA)] = None
+    "Rendered scenes that stand beside the videos, or alone. They are drawn once, and kept. Default: 0."
+    max_broken: Annotated[float, Parameter(group=DATA)] = 0.2
+    "Share of videos that may be unreadable, 0..1."
+    frames: Annotated[Literal["auto", "device", "disk", "decode"], Parameter(group=DATA)] = "auto"
+    "Where decoded frames are kept: on the GPU, on disk (in the cache), or nowhere. auto: the GPU if all fit."
+    preset: Annotated[str | None, Parameter(group=LEARNING)] = None
+    "Settings of a publication, or ours for a CPU. Default: the small one (dul-small), on a GPU too."
+    steps: Annotated[int | None, Parameter(group=LEARNING)] = None
+    "Steps of the optimiser; the schedule scales with them. Default: what the epochs give."
+    epochs: Annotated[int | None, Parameter(group=LEARNING)] = None
+    "How often every video is seen. Default: the preset's."
+    model: Annotated[str | None, Parameter(group=LEARNING)] = None
+    "Weights to start from. Default: random ones."
+    settings: Annotated[list[str] | None, Parameter(name="--set", group=LEARNING)] = None
+    "One setting, TABLE.KEY=VALUE; repeatable. E.g. `--set dul.learning_rate=2e-4`."
+    config: Annotated[Path | None, Parameter(group=LEARNING)] = None
+    "TOML file with these settings; the command line wins over it, it wins over the preset."
+    precision: Annotated[Literal["fp32", "bf16", "fp16"] | None, Parameter(group=LEARNING)] = None
+    "Arithmetic of the network. Default: fp32."
+    seed: Annotated[int | None, Parameter(group=LEARNING)] = None
+    "Seed of everything random. Default: 0."
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"], group=OUTPUT)] = None
+    "Result folder. Default: unspool-train-METHOD in the working directory."
+    overwrite: Annotated[bool, Parameter(group=OUTPUT)] = False
+    "Start again in a folder that holds a run."
+    validate_every: Annotated[int | None, Parameter(group=OUTPUT)] = None
+    "Steps between validations on rendered clips; 0: none. Default: ten in a run."
+    checkpoint_every: Annotated[int | None, Parameter(group=OUTPUT)] = None
+    "Steps between checkpoints. Default: every ten minutes; at validations always."
+    keep: Annotated[int, Parameter(group=OUTPUT)] = 3
+    "How many of the newest checkpoints stay."
+    wandb: Annotated[bool, Parameter(group=OUTPUT)] = False
+    "Log to Weights & Biases too."
+    device: Annotated[str, Parameter(group=RUNTIME)] = "auto"
+    "auto, cpu, cuda, cuda:1 or mps."
+    devices: Annotated[int | None, Parameter(group=RUNTIME)] = None
+    "Processes on each machine, one per GPU. Default: what torchrun or SLURM started, else 1."
+    nodes: Annotated[int | None, Parameter(group=RUNTIME)] = None
+    "Machines. Default: likewise."
+    workers: Annotated[int | None, Parameter(group=RUNTIME)] = None
+    "Processes that decode, render and prepare clips. Default: as it seems best."
+    dry_run: Annotated[bool, Parameter(group=RUNTIME)] = False
+    "Say what would be done, with estimated time and peak memory, and stop."
+    json: Annotated[bool, Parameter(name="--json", group=RUNTIME)] = False
+    "Events as JSON lines on stdout; words for people stay on stderr."
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], group=RUNTIME)] = False
+    "Results and errors only."
+    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], group=RUNTIME)] = False
+    "Also show tracebacks."
+
+    def given(self, method: str) -> dict[str, Any]:
+        """Settings that stood on the command line."""
+        named = {f"training.{n}": getattr(self, n) for n in ("steps", "precision", "seed", "rendered")}
+        named[f"{method}.epochs"] = self.epochs
+        return {key: value for key, value in named.items() if value is not None}
+
+
+@training.command(name="dul")
+def train_dul(*, options: TrainOptions = TrainOptions()) -> int:
+    """Dense Unsupervised Learning (NeurIPS 2021): a ResNet-18, from random weights and plain video.
+
+    Leaves encoder.safetensors (what --model takes), checkpoints, and a page with curves. Run the same command
+    again to continue after a stop, a crash or a kill.
+
+    Example: `unspool train dul --data videos/ -o runs/a`
+
+    Example: `unspool train dul --data videos/ --rendered 200 --steps 2000`
+
+    Example: `unspool train dul --preset dul-ytvos --data ytvos:YTVOS --devices 4 --precision bf16`
+    """
+    return _train("dul", options)
+
+
+@training.command(name="timet")
+def train_timet(*, options: TrainOptions = TrainOptions()) -> int:
+    """Time-tuning (ICCV 2023): the last blocks of a ViT that knows images (--model), and plain video.
+
+    Leaves encoder.safetensors (what --model takes), checkpoints, and a page with curves. Run the same command
+    again to continue after a stop, a crash or a kill.
+
+    Example: `unspool train timet --model dino-vits16 --data videos/ -o runs/b`
+
+    Example: `unspool train timet --preset timet-dino-vits16 --model dino-vits16 --data ytvos:YTVOS`
+    """
+    return _train("timet", options)
+
+
+def _train(method: str, options: TrainOptions) -> int:
+    from unspool import verbs_train as verbs
+    from unspool.reporting import Reporter
+    from unspool.training import Rhythm
+    from unspool.training.processes import Machines
+    from unspool.training.settings import resolve
+
+    order = verbs.Order(
+        settings=resolve(
+            method, options.preset, options.config, options.settings or [], options.given(method)
+        ),
+        data=tuple(options.data or ()),
+        folder=options.output or Path(f"unspool-train-{method}"),
+        model=options.model,
+        machines=Machines(options.device, options.devices, options.nodes),
+        frames=options.frames,
+        workers=options.workers,
+        max_broken=options.max_broken,
+        rhythm=Rhythm(
+            validate_every=options.validate_every,
+            checkpoint_every=options.checkpoint_every,
+            keep=options.keep,
+        ),
+        overwrite=options.overwrite,
+        wandb=options.wandb,
+    )
+    with Reporter(as_json=options.json, quiet=options.quiet, verbose=options.verbose) as reporter:
+        if options.dry_run:
+            return verbs.describe(order, reporter)
+        return verbs.carry_out(order, reporter, ["unspool", *sys.argv[1:]])
+
+
 @app.command
 def models(name: str | None = None) -> int:
     """List the encoders that can be named, or show one.
@@ -221,10 +359,11 @@ def _run(plan: Any, run: RunOptions, model: ModelOptions | None, **arguments: An
     from unspool import jobs, verbs
     from unspool.reporting import Reporter
 
-    if model is not None:
-        arguments["settings"] = verbs.resolve_settings(model.given(), model.config, model.settings or [])
     if run.workers < 1:
         raise UsageError(f"--workers {run.workers}: at least 1")
+    if model is not None:
+        single, workers = model.settings or [], run.workers
+        arguments["settings"] = verbs.resolve_settings(model.given(), model.config, single, workers=workers)
     with Reporter(as_json=run.json, quiet=run.quiet, verbose=run.verbose, timings=run.timings) as reporter:
         return jobs.execute(
             plan(output=run.output, **arguments),
@@ -253,13 +392,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(0)
     try:
         sys.exit(app(arguments, exit_on_error=False, print_error=True) or 0)
-    except CycloptsError:
+    except CycloptsError as error:
+        _error_event(arguments, str(error), 2)
         sys.exit(2)
     except UnspoolError as error:
         print(f"error: {error}", file=sys.stderr)
+        _error_event(arguments, str(error), error.exit_code)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # whoever read our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _error_event(arguments: list[str], text: str, code: int) -> None:
+    """Whoever asked for events learns of an error from them too."""
+    if "--json" in arguments:
+        print(json.dumps({"event": "error", "error": text, "exit_code": code}), flush=True)

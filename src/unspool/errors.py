@@ -64,6 +64,11 @@ class OutputError(UnspoolError):
         """What went wrong with writing `path`, and what to do about it."""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             remedy = "free some space and run the same command again; what is written already is whole"
+        elif error.errno == errno.EFBIG:
+            remedy = (
+                "files may not grow that large here; lift the limit (ulimit -f unlimited), or choose another "
+                "file system with -o, and run the same command again"
+            )
         else:
             remedy = "choose a place that you may write to with -o"
         return cls(f"{path}: cannot be written ({error.strerror or error}); {remedy}")

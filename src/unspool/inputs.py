@@ -8,14 +8,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from unspool.errors import UsageError
+from unspool.errors import UsageError, VideoError
 from unspool.results import safe_name
-from unspool.video.source import IMAGES
-
-VIDEO_ENDINGS = {
-    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".flv",
-    ".ogv", ".wmv", ".3gp", ".gif", ".mxf", ".y4m",
-}  # fmt: skip
+from unspool.video.source import IMAGES, VIDEO_ENDINGS, Place, place
 
 
 def expand_inputs(inputs: Sequence[str]) -> list[str]:
@@ -40,7 +35,7 @@ def _expand(entry: str) -> list[str]:
         lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
         return [video for line in lines if line and not line.startswith("#") for video in _expand(line)]
     if "://" in entry:
-        return [entry]
+        return _expand_address(entry)
     path = Path(entry)
     if path.is_dir():
         return _expand_folder(path)
@@ -52,6 +47,34 @@ def _expand(entry: str) -> list[str]:
     if all(Path(m).suffix.lower() in IMAGES for m in matched):
         return [entry]  # a glob of frames is one video
     return [video for m in matched for video in _expand(m)]
+
+
+def _expand_address(entry: str) -> list[str]:
+    """As for local paths; what cannot be looked into now is left to fail at its turn, by itself."""
+    try:
+        where = place(entry)
+        ending = Path(where.path).suffix.lower()
+        if "::" in entry or (ending in VIDEO_ENDINGS and not glob.has_magic(where.path)):
+            return [entry]
+        if where.files.exists(where.path):
+            return _in_remote_folder(where) if where.is_folder else [entry]
+        if not glob.has_magic(where.path):
+            return [entry]
+        matched = sorted(where.files.glob(where.path))
+    except (VideoError, OSError, ValueError, RuntimeError, NotImplementedError):
+        return [entry]
+    if not matched:
+        raise UsageError(f"{entry}: no file matches it")
+    if all(Path(m).suffix.lower() in IMAGES for m in matched):
+        return [entry]
+    return [where.files.unstrip_protocol(m) for m in matched if Path(m).suffix.lower() in VIDEO_ENDINGS]
+
+
+def _in_remote_folder(folder: Place) -> list[str]:
+    """The videos of a remote folder; where it holds none, it is a folder of frames."""
+    entries = sorted(folder.files.ls(folder.path, detail=False))
+    videos = [e for e in entries if Path(e).suffix.lower() in VIDEO_ENDINGS and folder.files.isfile(e)]
+    return [folder.files.unstrip_protocol(video) for video in videos] or [folder.address]
 
 
 def _expand_folder(folder: Path) -> list[str]:
@@ -104,12 +127,14 @@ def default_folder(verb: str, videos: Sequence[str]) -> Path:
 def masks_of(videos: Sequence[str], names: Sequence[str], given: Sequence[str]) -> list[dict[int, str] | str]:
     """Per video, its mask files by frame; or, where it has none, the sentence that says so.
 
-    `given` holds `FILE`, `FRAME:FILE`, or one folder with `NAME.png` or `NAME/00030.png` per video.
+    `given` holds `FILE`, `FRAME:FILE`, or one folder with `NAME.png` or `NAME/00030.png` per video: there,
+    00030 is the name of a frame where the video is a folder of frames, and else its number.
     """
     if not given:
         raise UsageError("no mask is given; name the objects of the first frame with --mask first.png")
     if len(given) == 1 and Path(given[0]).is_dir():
-        return [_masks_in_folder(Path(given[0]), name) for name in names]
+        folder = Path(given[0])
+        return [_masks_in_folder(folder, n, v) for n, v in zip(names, videos, strict=True)]
     by_frame: dict[int, str] = {}
     for frame, file in map(_frame_and_file, given):
         if frame in by_frame:
@@ -133,10 +158,33 @@ def _frame_and_file(text: str) -> tuple[int, str]:
     return where
 
 
-def _masks_in_folder(folder: Path, name: str) -> dict[int, str] | str:
+def _masks_in_folder(folder: Path, name: str, video: str) -> dict[int, str] | str:
     inner = sorted((folder / name).glob("*.png")) if (folder / name).is_dir() else []
-    by_frame = {int(p.stem): str(p) for p in inner if p.stem.isdigit()}
+    frames = _frame_numbers(video) if inner else {}
+    by_frame: dict[int, str] = {}
+    for path in inner:
+        key = _frame_key(path.stem)
+        number = frames.get(key) if frames else key
+        if isinstance(number, int):
+            by_frame[number] = str(path)
+        elif frames:
+            return f"{path}: '{video}' has no frame of this name; call each mask as its frame is called"
     single = folder / f"{name}.png"
     if single.is_file():
         by_frame.setdefault(0, str(single))
     return by_frame or f"{folder}: holds no mask for '{name}'; expected {name}.png or {name}/00000.png"
+
+
+def _frame_key(stem: str) -> int | str:
+    return int(stem) if stem.isdecimal() else stem
+
+
+def _frame_numbers(video: str) -> dict[int | str, int]:
+    """The numbers of a folder's frames by their names; nothing for a file, and where none can be read."""
+    try:
+        where = place(video)
+        stills = where.is_folder or where.is_pattern
+        images = where.images() if stills else []
+    except (VideoError, OSError, ValueError, RuntimeError):
+        return {}
+    return {_frame_key(Path(image.path).stem): number for number, image in enumerate(images)}

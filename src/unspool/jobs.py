@@ -66,7 +66,15 @@ class Plan:
     model: Callable[[], Json] | None = None  # loads the encoder; returns its name, weight hash and sizes
     failures: tuple[tuple[str, str], ...] = ()  # inputs that cannot be worked on, with the reason
     finish: Callable[[Path, list[Json]], str] | None = None  # writes scores; returns the sentence to print
-    estimate: Callable[[], str] | None = None  # frames, time and memory in one line
+    estimate: Callable[[Sequence[Any], int], Estimate] | None = None  # of these jobs, with so many workers
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is known of jobs beforehand."""
+
+    text: str  # frames, time and memory in one line
+    unreadable: tuple[tuple[str, str], ...] = ()  # jobs that will fail, with the reason
 
 
 # ------------------------------------------------------------------------------------------ running
@@ -83,10 +91,9 @@ def execute(
 ) -> int:
     """Carry out a plan; returns the exit code (0, 1, 130, 143).
 
-    Raises UsageError when the folder holds results of other settings, OutputError when it cannot be written.
+    Raises UsageError when the folder holds results of other settings and when the plan cannot be kept within
+    its memory, OutputError when the folder cannot be written; nothing has been written or removed then.
     """
-    if dry_run:
-        return _describe(plan, report)
     record = {
         "unspool": _version(),
         "verb": plan.verb,
@@ -95,13 +102,18 @@ def execute(
         "model": plan.model() if plan.model else {},
         "machine": machine(),
     }
+    run = Run(plan.folder, record, overwrite=overwrite)
+    todo, done = _remaining(plan, overwrite)
+    if dry_run:
+        return _describe(plan, report, todo, done, workers)
+    estimate = plan.estimate(todo, workers) if todo and plan.estimate else None
     _make_writable(plan.folder)
     with stopping() as stop:
-        run = Run(plan.folder, record, overwrite=overwrite)
-        todo, done = _remaining(plan, report)
         run.begin()
-        if todo and plan.estimate:
-            report({"event": "note", "text": plan.estimate()})
+        for earlier in done:
+            report({"event": "skipped", "video": earlier["name"]})
+        if estimate:
+            report({"event": "note", "text": estimate.text})
         outcomes = [*done]
         for name, reason in plan.failures:
             outcomes.append(_failed(run, report, name, reason))
@@ -111,8 +123,10 @@ def execute(
         return _end(plan, run, report, outcomes, stop)
 
 
-def _remaining(plan: Plan, report: Report) -> tuple[list[Any], list[Json]]:
+def _remaining(plan: Plan, overwrite: bool) -> tuple[list[Any], list[Json]]:
     """Jobs to do, and the records of those that are done; UsageError where an input has changed."""
+    if overwrite:
+        return list(plan.jobs), []
     todo, done = [], []
     for job in plan.jobs:
         record = read_done(plan.folder, job.name)
@@ -125,8 +139,7 @@ def _remaining(plan: Plan, report: Report) -> tuple[list[Any], list[Json]]:
                 f"{plan.folder}: '{job.name}' was done with another {' and another '.join(changed)}; "
                 "choose another folder with -o, or --overwrite to start again"
             )
-        report({"event": "skipped", "video": job.name})
-        done.append({**record, "status": "done"})
+        done.append({**record, "name": job.name, "status": "done"})
     return todo, done
 
 
@@ -159,7 +172,11 @@ def _end(plan: Plan, run: Run, report: Report, outcomes: list[Json], stop: Stopp
     failed = [o for o in outcomes if o["status"] == "failed"]
     status = "interrupted" if stop.is_set() else "failed" if failed else "done"
     if done and not stop.is_set() and plan.finish:
-        report({"event": "result", "text": plan.finish(plan.folder, done)})
+        try:
+            report({"event": "result", "text": plan.finish(plan.folder, done)})
+        except UnspoolError:
+            run.end("failed")
+            raise
     timings: Json = {}
     for outcome in done:
         for stage, seconds in outcome.get("timings", {}).items():
@@ -180,14 +197,16 @@ def _frames(done: list[Json]) -> int:
     return sum(o.get("frames", 0) for o in done)
 
 
-def _describe(plan: Plan, report: Report) -> int:
-    for name, reason in plan.failures:
-        report({"event": "note", "text": f"{name}: would fail: {reason}"})
-    for job in plan.jobs:
-        report({"event": "note", "text": f"{job.name} -> {plan.folder / 'videos' / job.name}"})
-    if plan.jobs and plan.estimate:
-        report({"event": "note", "text": plan.estimate()})
-    return 1 if plan.failures else 0
+def _describe(plan: Plan, report: Report, todo: list[Any], done: list[Json], workers: int) -> int:
+    """The answer of a dry run."""
+    estimate = plan.estimate(todo, workers) if todo and plan.estimate else None
+    failing = dict([*plan.failures, *(estimate.unreadable if estimate else ())])
+    lines = [f"{name}: would fail: {reason}" for name, reason in failing.items()]
+    lines += [f"{record['name']}: already done" for record in done]
+    lines += [f"{job.name} -> {plan.folder / 'videos' / job.name}" for job in todo if job.name not in failing]
+    for line in [*lines, *([estimate.text] if estimate else [])]:
+        report({"event": "result", "text": line})
+    return 1 if failing else 0
 
 
 def _make_writable(folder: Path) -> None:

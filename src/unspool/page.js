@@ -188,6 +188,7 @@ function start() {
   return open(named >= 0 ? named : first, named >= 0 ? Number(place.get("frame")) || 0 : 0);
 }
 
+wireTraining();
 wireTimeline();
 wireTables();
 wireList();
@@ -203,7 +204,7 @@ Object.assign(unspool, {
   /** What is on the screen, for tests and the curious. */
   state: () => ({
     video: videos[current]?.name, position, painted, playing: film.playing, blind: film.blind,
-    view: look.view, off: [...look.off], chunks: layers.map((layer) => [...layer.chunks.keys()]),
+    charts: charts.length, view: look.view, off: [...look.off], chunks: layers.map((layer) => [...layer.chunks.keys()]),
   }),
 });
 

@@ -29,10 +29,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from unspool.errors import OutputError, UsageError
+from unspool.page_training import Learning, read_learning
 from unspool.results import written_whole
 
 HERE = Path(__file__).parent
-SCRIPTS = ("page_frames.js", "page_player.js", "page.js")  # one script on the page, in this order
+SCRIPTS = (
+    "page_frames.js",
+    "page_player.js",
+    "page_training.js",
+    "page.js",
+)  # one script on the page, in this order
 HEADLINE = ("J&F-Mean", "J-Mean", "F-Mean")
 
 Json = dict[str, Any]
@@ -73,10 +79,13 @@ class Result:
     protocol: str
     scores: dict[str, float]  # of the whole run
     entries: list[Entry]  # worst first
+    learning: Learning | None = None  # of a training run
 
     @property
     def headline(self) -> list[tuple[str, float]]:
         """At most three scores for the first glance."""
+        if self.learning and self.learning.best:
+            return [(k, self.learning.best[k]) for k in ("J&F", "J", "F")]
         known = [k for k in HEADLINE if k in self.scores] or list(self.scores)[:3]
         return [(k.removesuffix("-Mean"), self.scores[k]) for k in known]
 
@@ -87,9 +96,16 @@ class Result:
 
     @property
     def title(self) -> str:
-        """The video, or how many."""
+        """The video, or how many; a training run is called by its folder."""
         count = len(self.entries)
+        if self.trains:
+            return self.folder
         return self.entries[0].name if count == 1 else f"{count:,} videos"
+
+    @property
+    def trains(self) -> bool:
+        """Whether this is a training run, begun or not."""
+        return str(self.run.get("verb", "")).startswith("train ")
 
     @property
     def model(self) -> str:
@@ -107,6 +123,8 @@ class Result:
     @property
     def seconds(self) -> float | None:
         """How long the work took: by the clock, but a pause before a rerun does not count."""
+        if self.learning:
+            return self.learning.seconds
         try:
             began, ended = (datetime.fromisoformat(self.run[k]) for k in ("started", "ended"))
         except (KeyError, TypeError, ValueError):
@@ -144,13 +162,21 @@ def read_result(folder: Path) -> Result:
     entries = [
         _entry(folder, video, (scores.get("sequences") or {}).get(name)) for name, video in listed.items()
     ]
+    learning = read_learning(folder, run.get("steps"))
     return Result(
         folder=folder.resolve().name,
         run=run,
-        protocol=str(scores.get("protocol", "")),
+        protocol=_protocol(scores, learning),
         scores=_numbers(scores.get("global")),
         entries=sorted(entries, key=_worst_first),
+        learning=learning,
     )
+
+
+def _protocol(scores: Json, learning: Learning | None) -> str:
+    if learning and learning.best:
+        return f"davis17-semi on rendered clips, best at step {learning.best['step']:,}"
+    return str(scores.get("protocol", ""))
 
 
 def _entry(folder: Path, video: Json, sequence: Json | None) -> Entry:
@@ -236,23 +262,31 @@ def render_page(results: Sequence[Result], bases: Sequence[str] = ("",)) -> str:
     environment.filters.update(duration=duration, score=_score, gain=_gain, share=_share, path=quote)
     cards = list_videos(results)
     two = len(results) == 2
+    trained = [result.learning for result in results if result.learning]
+    shown = [set(learning.pictures) for learning in trained]
     return environment.get_template("page.html").render(
         results=results,
         bases=bases,
         cards=cards,
+        videos=bool(cards) or not any(result.trains for result in results),
+        trained=trained,
+        charts=list(dict.fromkeys((c.title, c.unit) for learning in trained for c in learning.curves)),
+        shown=sorted(set.intersection(*shown)) if shown else [],
         rows=compare(*results) if two else [],
         columns=shared_columns(*results) if two else results[0].columns,
         differing=differing_settings(results),
         css=Markup((HERE / "page.css").read_text("utf-8")),
         js=Markup("\n".join((HERE / name).read_text("utf-8") for name in SCRIPTS)),
-        data=Markup(_page_data(bases, cards)),
+        data=Markup(_page_data(bases, cards, results)),
     )
 
 
-def _page_data(bases: Sequence[str], cards: Sequence[Card]) -> str:
+def _page_data(bases: Sequence[str], cards: Sequence[Card], results: Sequence[Result]) -> str:
     """What the script needs to know at once, safe inside a script element."""
     videos = [{"name": c.name, "status": c.status, "error": c.error, "pictures": c.pictures} for c in cards]
-    return json.dumps({"bases": bases, "videos": videos}).replace("<", "\\u003c")
+    learning = [r.learning.as_json() if r.learning else None for r in results]
+    content = {"bases": bases, "videos": videos, "learning": learning}
+    return json.dumps(content).replace("<", "\\u003c")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@
    Paint   run lengths -> label map -> pixels of a canvas over the video.
    Film    the <video> frame by frame; without one, a clock. */
 
-const { bases, videos } = JSON.parse(document.getElementById("page-data").textContent);
+const pageData = JSON.parse(document.getElementById("page-data").textContent);
+const { bases, videos } = pageData;
 const byId = (id) => document.getElementById(id);
 const two = bases.length === 2;
 

@@ -124,6 +124,45 @@ class Reporter:
         if self.verbose and event.get("traceback"):
             self.console.print(event["traceback"], markup=False)
 
+    # training
+
+    def _storing(self, event: Json) -> None:
+        self._advance(
+            "keeping decoded frames", event["done"], event["total"], f"{event['seconds_left']} s left"
+        )
+
+    def _continued(self, event: Json) -> None:
+        self.say(f"continuing after step {event['step']:,} of {event['steps']:,}")
+
+    def _step(self, event: Json) -> None:
+        rate = f"loss {event['loss']:.4f}, {event['steps_per_second']:.3g} it/s"
+        self._advance("training", event["step"], event["steps"], rate, self._told(event))
+
+    @staticmethod
+    def _told(event: Json) -> str:
+        left = (event["steps"] - event["step"]) / event["steps_per_second"]
+        rates = f"{event['steps_per_second']:.3g} it/s, {event['frames_per_second']:.0f} frames/s"
+        memory = f"{event['memory_gb']:.1f} GB"
+        return f"loss {event['loss']:.4f}, {rates}, {memory}, {_duration(left)} left"
+
+    def _validated(self, event: Json) -> None:
+        best = ", the best so far" if event["best"] else ""
+        self.say(f"step {event['step']:,}: J {100 * event['J']:.1f}, F {100 * event['F']:.1f}{best}")
+
+    def _warning(self, event: Json) -> None:
+        self.warn(event["text"])
+
+    def _advance(self, name: str, done: int, total: int, rate: str, plainly: str = "") -> None:
+        """A bar on a terminal; elsewhere a line per tenth, or half a minute."""
+        if not self._bars.disable:
+            if name not in self._tasks:
+                self._tasks[name] = self._bars.add_task(name, total=total, rate="")
+            self._bars.update(self._tasks[name], completed=done, rate=rate)
+            if done >= total:
+                self._drop(name)
+        elif not self.as_json and self._due({"video": name, "frame": done, "frames": total}):
+            self.say(f"{name}: {done:,}/{total:,}, {plainly or rate}")
+
     def _note(self, event: Json) -> None:
         self.say(event["text"])
 
@@ -146,3 +185,10 @@ class Reporter:
     def _drop(self, name: str) -> None:
         if name in self._tasks:
             self._bars.remove_task(self._tasks.pop(name))
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 100:
+        return f"{whole} s"
+    return f"{whole // 60} min" if whole < 6000 else f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -5,6 +5,7 @@ RESULT/
   videos/NAME/{masks/00000.png, overlay.mp4, frames.mp4, thumbs.jpg, tracks.json, done.json}
   data/NAME.js, data/NAME-000.js     what the page needs: run-length labels at display size
   davis/SEQ/00000.png                eval only
+  checkpoints/, encoder.safetensors, log.jsonl, pictures/, tensorboard/     train only (`unspool.training`)
 
 Every file appears under a temporary name and is renamed when whole; `done.json` comes last, so a video
 without it is redone. Nothing here knows of encoders: images and label maps come in, files go out.
@@ -16,14 +17,16 @@ import base64
 import json
 import re
 import shutil
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -144,12 +147,18 @@ class Lane:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"unspool-{name}")
         self._pending: deque[Future[None]] = deque()
         self._depth = depth
+        self.seconds = 0.0  # spent on the work
 
     def submit(self, work: Callable[..., None], *arguments: object) -> None:
         """Queue the call; waits while the lane is full, raises what an earlier call raised."""
         while len(self._pending) >= self._depth:
             self._pending.popleft().result()
-        self._pending.append(self._pool.submit(work, *arguments))
+        self._pending.append(self._pool.submit(self._timed, work, *arguments))
+
+    def _timed(self, work: Callable[..., None], *arguments: object) -> None:
+        started = perf_counter()
+        work(*arguments)
+        self.seconds += perf_counter() - started
 
     def drain(self) -> None:
         """Wait for all queued calls; raises what one of them raised."""
@@ -165,7 +174,7 @@ class Lane:
 class _Totals:
     """What grows with the video: a few numbers per frame and object."""
 
-    area: dict[int, dict[int, int]] = field(default_factory=dict)  # object -> frame -> px
+    area: dict[int, array[int]] = field(default_factory=dict)  # object -> px in each frame, so far
     prediction: list[str] = field(default_factory=list)  # runs of the chunk in hand
     truth: list[str | None] = field(default_factory=list)
     frames: int = 0
@@ -209,24 +218,28 @@ class VideoResult:
         self._thumbs: dict[int, Image.Image] = {}
         wanted = np.linspace(0, max(len(times) - 1, 0), THUMBS).round().astype(int)
         self._thumb_frames = set(wanted.tolist())
-        self._tracks = TracksWriter(self.home / "tracks.json", name=name, height=height, width=width)
-        self._overlay = VideoWriter(
-            self.home / "overlay.mp4",
-            height=height,
-            width=width,
-            times=times,
-            audio_from=audio_from,
-            pixel_aspect=pixel_aspect,
-        )
-        self._plain = VideoWriter(
-            self.home / "frames.mp4",
-            height=self.display[0],
-            width=self.display[1],
-            times=times,
-            pixel_aspect=pixel_aspect,
-        )
+        with ExitStack() as undo:  # what is open already, if the next cannot be opened
+            self._tracks = TracksWriter(self.home / "tracks.json", name=name, height=height, width=width)
+            undo.callback(self._tracks.abort)
+            self._overlay = VideoWriter(
+                self.home / "overlay.mp4",
+                height=height,
+                width=width,
+                times=times,
+                audio_from=audio_from,
+                pixel_aspect=pixel_aspect,
+            )
+            undo.callback(self._overlay.abort)
+            self._plain = VideoWriter(
+                self.home / "frames.mp4",
+                height=self.display[0],
+                width=self.display[1],
+                times=times,
+                pixel_aspect=pixel_aspect,
+            )
+            undo.pop_all()
         self._lanes = {lane: Lane(lane) for lane in ("masks", "overlay", "frames")}
-        self._finished = False
+        self._closed = self._finished = False
 
     def __enter__(self) -> VideoResult:
         return self
@@ -257,8 +270,9 @@ class VideoResult:
         values, lengths = label_runs(labels)
         for label in np.unique(values).tolist():
             if label:
-                pixels = int(lengths[values == label].sum())
-                self._totals.area.setdefault(label, {})[index] = pixels
+                area = self._totals.area.setdefault(label, array("I"))
+                area.extend([0] * (index - len(area)))
+                area.append(int(lengths[values == label].sum()))
         shown = labels_to_display(labels, self.display)
         self._totals.prediction.append(encode_runs(*label_runs(shown)))
         if self.with_truth:
@@ -296,6 +310,25 @@ class VideoResult:
             size = (THUMB_WIDTH, max(1, round(THUMB_WIDTH * self.height / self.width)))
             self._thumbs[index] = Image.fromarray(drawn).resize(size, Image.Resampling.LANCZOS)
 
+    @property
+    def seconds_writing(self) -> float:
+        """What the lanes have worked so far, taken together; they run beside the caller and each other."""
+        return sum(lane.seconds for lane in self._lanes.values())
+
+    def close(self) -> None:
+        """Wait for the lanes and make their files whole: from here on all masks can be read."""
+        if self._closed:
+            return
+        with _as_output_error(self.home):
+            for lane in self._lanes.values():
+                lane.drain()
+            self._flush_chunk()
+            self._overlay.close()
+            self._plain.close()
+            self._tracks.close()
+            self._write_thumbs()
+        self._closed = True
+
     def finish(
         self,
         *,
@@ -310,14 +343,7 @@ class VideoResult:
         `scores`: numbers shown beside the video (`{"protocol", "J", "F", "J&F"}`); `curves`:
         `{"J": {id: [value or None per frame]}, "F": ...}`; `extra`: what a rerun compares.
         """
-        with _as_output_error(self.home):
-            for lane in self._lanes.values():
-                lane.drain()
-            self._flush_chunk()
-            self._overlay.close()
-            self._plain.close()
-            self._tracks.close()
-            self._write_thumbs()
+        self.close()
         objects = [
             {"id": i, "name": f"object {i}", "colour": "#" + bytes(self._colours[i]).hex()}
             for i in sorted(self._colours)
@@ -349,9 +375,10 @@ class VideoResult:
         frames, at = self._totals.frames, f"videos/{self.name}"
         shown = []
         for entry in objects:
-            area = self._totals.area.get(entry["id"], {})
-            by_frame = [area.get(t, 0) for t in range(frames)]
-            shown.append({**entry, "area": by_frame, "first": min(area, default=0)})
+            area = self._totals.area.get(entry["id"], array("I")).tolist()
+            by_frame = area + [0] * (frames - len(area))
+            first = next((t for t, pixels in enumerate(area) if pixels), 0)
+            shown.append({**entry, "area": by_frame, "first": first})
         thumb = next(iter(self._thumbs.values()), None)
         return {
             "name": self.name,
@@ -419,6 +446,21 @@ def read_done(folder: Path, name: str) -> Json | None:
     return content if isinstance(content, dict) else None
 
 
+def read_log(path: Path) -> Iterator[Json]:
+    """The records of a log.jsonl; a line that a kill has cut is passed over."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and "step" in record:
+            yield record
+
+
 class Run:
     """`run.json` of a result folder: begun, updated after every video, ended.
 
@@ -428,8 +470,7 @@ class Run:
 
     def __init__(self, folder: Path, record: Json, *, overwrite: bool = False) -> None:
         self.folder = folder
-        if overwrite:
-            self._clear()
+        self._overwrite = overwrite
         earlier = None if overwrite else self._read()
         if earlier is None and folder.exists() and not folder.is_dir():
             raise OutputError(f"{folder}: is a file, not a folder; choose another with -o")
@@ -446,7 +487,9 @@ class Run:
         }
 
     def begin(self) -> None:
-        """Write `run.json`: from here on the folder belongs to this run."""
+        """Write `run.json`: from here on the folder belongs to this run, and nothing of others is in it."""
+        if self._overwrite:
+            self._clear()
         self.save()
 
     def _read(self) -> Json | None:
@@ -460,10 +503,12 @@ class Run:
         return content if isinstance(content, dict) else None
 
     def _clear(self) -> None:
-        for name in ("videos", "data", "davis"):
+        for name in ("videos", "data", "davis", "checkpoints", "tensorboard", "pictures"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
-        for name in ("index.html", "run.json", "scores.json", "scores.csv"):
+        for name in ("index.html", "run.json", "scores.json", "scores.csv", "log.jsonl"):
             (self.folder / name).unlink(missing_ok=True)
+        for path in self.folder.glob("encoder*.safetensors"):
+            path.unlink()
 
     def video(self, entry: Json) -> None:
         """Add or replace the entry of one video (`name`, `status`, ...) and save."""

@@ -8,9 +8,11 @@ Frames come in one at a time, label maps go out one at a time; memory does not g
 from __future__ import annotations
 
 import resource
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from time import perf_counter
@@ -25,11 +27,21 @@ from unspool.encoders import Encoder
 from unspool.errors import MaskError, UsageError
 from unspool.masks import Mask, fit_mask, ids_in, read_mask
 from unspool.ops import propagation
+from unspool.ops.affinity import SCORE_BYTES, row_bytes, tiling_for
 from unspool.ops.propagation import Propagation
-from unspool.ops.resize import Rule
+from unspool.ops.resize import FEWEST, Rule
 
 Image = UInt8[np.ndarray, "h w 3"]
 LabelMap = Integer[np.ndarray, "h w"]
+
+FRAMES_IN_HAND = 48  # decoded ahead, waiting for a writer or inside one, at any length of the video
+
+
+class Sized(Protocol):
+    """What has the size of a video's frames, px."""
+
+    height: int
+    width: int
 
 
 class Frames(Protocol):
@@ -103,7 +115,7 @@ class Timings:
     decode: float = 0.0
     encode: float = 0.0
     propagate: float = 0.0
-    write: float = 0.0
+    write: float = 0.0  # by threads of their own, beside the rest
 
 
 def track(
@@ -114,15 +126,19 @@ def track(
     *,
     resize_mask: bool = False,
     timings: Timings | None = None,
+    memory: int | None = None,
 ) -> Iterator[LabelMap]:
     """Label maps `[H, W]` of all frames, 0 = background, one frame in memory at a time.
 
     `mask`: the objects of frame 0, as a label map, a mask file, or `{frame: mask}` for objects that come
     later; an id that is given again is corrected from that frame on. A frame for which a mask is given
-    keeps it as given. Raises MaskError where a mask does not fit the video, UsageError for settings
-    that the encoder cannot serve. Source: Araslanov et al. 2021, supplement C; see `ops/propagation.py`.
+    keeps it as given. `memory`: bytes that the process may take in all; it sizes the tiles that similarities
+    and upsampled labels are worked on in, and changes no label. Raises MaskError where a mask does not fit
+    the video, UsageError for settings that the encoder cannot serve and for less memory than the smallest
+    tiles need. Source: Araslanov et al. 2021, supplement C; see `ops/propagation.py`.
     """
-    for _, labels in track_frames(video, mask, encoder, how, resize_mask=resize_mask, timings=timings):
+    options: dict[str, Any] = {"resize_mask": resize_mask, "timings": timings, "memory": memory}
+    for _, labels in track_frames(video, mask, encoder, how, **options):
         yield labels
 
 
@@ -134,19 +150,23 @@ def track_frames(
     *,
     resize_mask: bool = False,
     timings: Timings | None = None,
+    memory: int | None = None,
 ) -> Iterator[tuple[Image, LabelMap]]:
     """As `track`, with each frame's image beside its labels."""
     how = how or tracking_preset("dul")
     clock = timings or Timings()
+    _resident()  # before a frame is encoded
     given = given_masks(video, mask, resize=resize_mask)
     size = input_size(video.height, video.width, encoder, how)
-    state = propagation.start(how.propagation)
+    state = propagation.start()
     upsample = Upsampling((video.height, video.width), how.propagation.mask_resize, encoder.patch)
     for index, image in enumerate(_timed(iter(video), clock)):
         started = perf_counter()
         features = encode(image, encoder, size, how.features)
         encoded = perf_counter()
-        labels, state = _carry(features, state, given.get(index), how.propagation, upsample)
+        if not index:
+            tile = needs(features, video, encoder, how).tile(memory)
+        labels, state = _carry(features, state, given.get(index), how.propagation, upsample, tile)
         clock.encode += encoded - started
         clock.propagate += perf_counter() - encoded
         yield image, labels
@@ -175,19 +195,29 @@ def given_masks(
             f"{video.name}: a mask is given for frame {beyond[0]}, "
             f"but the video's frames are 0 to {len(video) - 1}"
         )
-    return {
-        frame: fit_mask(_as_mask(one), (video.height, video.width), resize=resize)
-        for frame, one in sorted(by_frame.items())
-    }
+    masks = {t: _as_mask(one, f"{video.name}, mask of frame {t}") for t, one in sorted(by_frame.items())}
+    return {t: fit_mask(one, (video.height, video.width), resize=resize) for t, one in masks.items()}
 
 
-def _as_mask(mask: LabelMap | Mask | str | Path) -> Mask:
+def _as_mask(mask: object, name: str) -> Mask:
     if isinstance(mask, Mask):
         return mask
     if isinstance(mask, (str, Path)):
         return read_mask(mask)
     labels = np.asarray(mask)
-    return Mask(labels=labels, ids=ids_in(labels))
+    if labels.ndim != 2 or not labels.size:
+        raise MaskError(f"{name}: an array of shape {labels.shape}; give a label map [H, W]")
+    if labels.dtype == bool:
+        labels = labels.astype(np.uint8)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise MaskError(f"{name}: an array of {labels.dtype}; give integers: 0 = background, others are ids")
+    if labels.min() < 0 or labels.max() > 65535:
+        raise MaskError(
+            f"{name}: values run from {labels.min()} to {labels.max()}, ids are 0 to 65535; renumber them"
+        )
+    if not labels.any():
+        raise MaskError(f"{name}: no object in this mask, every pixel is background; paint at least one id")
+    return Mask(labels=labels, ids=ids_in(labels), path=name)
 
 
 def input_size(height: int, width: int, encoder: Encoder, how: Tracking) -> tuple[int, int]:
@@ -207,12 +237,64 @@ def input_size(height: int, width: int, encoder: Encoder, how: Tracking) -> tupl
     return max(step, round(height / step) * step), max(step, round(width / step) * step)
 
 
-def cost(size: tuple[int, int], encoder: Encoder, how: Tracking) -> tuple[float, int]:
-    """Seconds per frame and peak bytes, about: one blank frame is encoded, products are counted."""
-    blank = np.zeros((*size, 3), np.uint8)
-    encoder_size = input_size(*size, encoder, how)
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that a process takes while it tracks a video, about."""
+
+    fixed: int  # whatever the tiles: the program, weights, remembered features, frames in hand
+    smallest: int  # the smallest tile of similarities or of upsampled labels
+    largest: int  # a tile that holds all similarities of a frame, at most SCORE_BYTES
+
+    @property
+    def least(self) -> int:
+        """With the smallest tiles; selecting the best takes as much again as the similarities."""
+        return self.fixed + 2 * self.smallest
+
+    def tile(self, memory: int | None) -> int:
+        """Bytes of a tile where the process may take `memory` in all. Raises UsageError naming the least."""
+        if memory is None:
+            return SCORE_BYTES
+        if memory < self.least:
+            raise UsageError(
+                f"memory of {memory} bytes is too little here; the least that works is {self.least}"
+            )
+        return min(SCORE_BYTES, (memory - self.fixed) // 2)
+
+    def peak(self, memory: int | None) -> int:
+        """Bytes at the widest moment."""
+        return self.fixed + 2 * min(self.largest, self.tile(memory))
+
+
+def needs(features: Float[Tensor, "c h w"], video: Sized, encoder: Encoder, how: Tracking) -> Needs:
+    """What tracking a video takes whose frames give such features."""
+    height, width = input_size(video.height, video.width, encoder, how)
+    pixels = max(height * width, video.height * video.width)
+    remembered = 2 * 4 * (how.propagation.context + 2) * features.numel()
+    inside = getattr(encoder, "bytes_per_image", lambda height, width: 0)(height, width)
+    tiling = tiling_for(features.shape[1], features.shape[2], features.device)
+    row = row_bytes(tiling, how.propagation.window, how.propagation.context + 1)
+    smallest = max(row, 4 * FEWEST * pixels)
+    return Needs(
+        _resident() + inside + remembered + 4 * FRAMES_IN_HAND * video.height * video.width,
+        smallest,
+        min(SCORE_BYTES, max(row * tiling.rows, smallest)),
+    )
+
+
+@cache
+def _resident() -> int:
+    """Bytes of this process before it tracks anything: what is asked later would count earlier videos."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def cost(video: Sized, encoder: Encoder, how: Tracking) -> tuple[float, Needs]:
+    """Seconds per frame, and memory, about: one blank frame is encoded, products are counted."""
+    blank = np.zeros((video.height, video.width, 3), np.uint8)
+    size = input_size(video.height, video.width, encoder, how)
+    _resident()  # before the blank frame is encoded
     started = perf_counter()
-    features = encode(blank, encoder, encoder_size, how.features)
+    features = encode(blank, encoder, size, how.features)
     encoding = perf_counter() - started
     channels, height, width = features.shape
     window = min((2 * how.propagation.radius) ** 2, height * width)
@@ -221,9 +303,7 @@ def cost(size: tuple[int, int], encoder: Encoder, how: Tracking) -> tuple[float,
     started = perf_counter()
     float((square @ square @ square @ square)[0, 0])
     rate = 3 * 2 * 768**3 / (perf_counter() - started)
-    remembered = (how.propagation.context + 2) * features.numel() * 4
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + 2 * remembered
-    return encoding + products / rate, peak
+    return encoding + products / rate, needs(features, video, encoder, how)
 
 
 @torch.inference_mode()
@@ -247,10 +327,12 @@ class Upsampling:
     rule: Rule
     patch: int  # px per token, which the rule "nearest" asks for
 
-    def __call__(self, soft: Float[Tensor, "k h w"], ids: Sequence[int]) -> LabelMap:
-        """The largest channel's id per pixel; ties go to the first."""
+    def __call__(self, soft: Float[Tensor, "k h w"], ids: Sequence[int], memory: int) -> LabelMap:
+        """The largest channel's id per pixel; ties go to the first. `memory`: as in `soft_to_labels`."""
         dtype = np.uint8 if max(ids, default=0) < 255 else np.uint16
-        labels, _ = propagation.soft_to_labels(soft, ids, self.size, self.rule, patch=self.patch)
+        labels, _ = propagation.soft_to_labels(
+            soft, ids, self.size, self.rule, patch=self.patch, memory=memory
+        )
         return labels.cpu().numpy().astype(dtype)
 
 
@@ -261,15 +343,16 @@ def _carry(
     given: Mask | None,
     how: Propagation,
     upsample: Upsampling,
+    tile: int,
 ) -> tuple[LabelMap, propagation.State]:
     """The frame's label map, and the state that remembers the frame."""
     annotation = None if given is None else _soft_masks(given, state, features, how)
-    state, soft = propagation.step(state, features, annotation, how)
+    state, soft = propagation.step(state, features, annotation, how, memory=tile)
     if given is None:
-        return upsample(soft, state.ids), state
+        return upsample(soft, state.ids, tile), state
     # the other objects as propagated, the given ones exactly as given
     free = [i for i, id_ in enumerate(state.ids) if id_ not in given.ids]
-    labels = upsample(soft[free], [state.ids[i] for i in free])
+    labels = upsample(soft[free], [state.ids[i] for i in free], tile)
     return np.where(given.labels > 0, given.labels, labels), state
 
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
+import shlex
+import shutil
 import tomllib
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,14 +19,14 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from unspool.data.vos import VosSequence, davis, label_map, mask_trees
-from unspool.errors import UnspoolError, UnspoolWarning, UsageError
+from unspool.errors import MaskError, UnspoolError, UnspoolWarning, UsageError
 from unspool.inputs import default_folder, expand_inputs, masks_of, names_of
-from unspool.jobs import Interrupted, Plan, Report, Stop
+from unspool.jobs import Estimate, Interrupted, Plan, Report, Stop
 from unspool.masks import Mask, ids_in, write_mask
 from unspool.protocols.tracking import (
     SequenceScores,
@@ -42,6 +45,9 @@ from unspool.rendered import RenderedClip, demo_scene
 from unspool.results import Json, VideoResult, safe_name, write_json, written_whole
 from unspool.video import VideoWriter, open_video
 
+if TYPE_CHECKING:
+    from unspool.tracking import Needs
+
 # ----------------------------------------------------------------------------------------- settings
 
 
@@ -55,13 +61,23 @@ class Settings:
     device: str = "auto"
     precision: str = "fp32"
     seed: int = 0
+    memory: str | int | None = None  # what the command may take in all: bytes, or a text such as "4GB"
     tracking: Json = field(default_factory=dict)  # single settings over the preset's
+    processes: int = 1  # that share the memory
+
+    @property
+    def memory_each(self) -> int | None:
+        """Bytes for one process."""
+        return None if self.memory is None else size_in_bytes(self.memory) // self.processes
 
 
-def resolve_settings(given: Json, config: Path | None = None, single: Sequence[str] = ()) -> Settings:
+def resolve_settings(
+    given: Json, config: Path | None = None, single: Sequence[str] = (), *, workers: int = 1
+) -> Settings:
     """Command line (`given`, then `--set KEY=VALUE`) over config file over default.
 
     Keys that are no field of `Settings` are fields of the preset: `propagation.top_k`, `features`, ...
+    With several `workers`, each and the process that asks them takes an equal part of the memory.
     Raises UsageError naming the file, the unknown key and its neighbours.
     """
     merged: Json = {"tracking": {}}
@@ -70,7 +86,21 @@ def resolve_settings(given: Json, config: Path | None = None, single: Sequence[s
     for text in single:
         _merge(merged, _parse_single(text), f"--set {text}")
     _merge(merged, given, "command line")
-    return Settings(**merged)
+    if merged.get("memory") is not None:
+        merged["memory"] = size_in_bytes(merged["memory"])
+    return Settings(**merged, processes=1 if workers == 1 else workers + 1)
+
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+UNITS |= {f"{unit}i": 2 ** (10 * power) for power, unit in enumerate("kmgt", 1)}
+
+
+def size_in_bytes(size: str | int) -> int:
+    """Bytes of `4GB`, `800MB`, `1.5 GiB` or a plain number. Raises UsageError for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", str(size).strip().lower())
+    if not found or found[2] not in UNITS:
+        raise UsageError(f"--memory {size}: expected a size, e.g. --memory 4GB")
+    return int(float(found[1]) * UNITS[found[2]])
 
 
 def _read_toml(path: Path) -> Json:
@@ -97,7 +127,7 @@ def _parse_single(text: str) -> Json:
 def _merge(merged: Json, table: Json, origin: str) -> None:
     from unspool.tracking import Tracking  # noqa: PLC0415 (torch only when work starts)
 
-    own = {f.name for f in fields(Settings)} - {"tracking"}
+    own = {f.name for f in fields(Settings)} - {"tracking", "processes"}
     of_preset = {f.name for f in fields(Tracking)}
     for key, value in {**table.pop("tracking", {}), **table}.items():
         if key in own:
@@ -226,17 +256,18 @@ def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warning
             with_truth=truth is not None,
         ) as result:
             how = with_settings(Tracking(), job.tracking)
-            frames = track_frames(video, masks, encoder, how, timings=timings)
+            memory = job.settings.memory_each
+            frames = track_frames(video, masks, encoder, how, timings=timings, memory=memory)
             for index, (image, labels) in enumerate(frames):
-                before = perf_counter()
                 result.write(image, labels, next(truth) if truth else None)
-                timings.write += perf_counter() - before
                 report({"event": "frame", "video": job.name, "frame": index + 1, "frames": len(video)})
                 if stop.is_set() and index + 1 < len(video):
                     raise Interrupted
+            result.close()
+            seconds, timings.write = perf_counter() - started, result.seconds_writing
             scored = _score(job)
             done = result.finish(
-                seconds=perf_counter() - started,
+                seconds=seconds,
                 scores=video_scores(scored) if scored else None,
                 curves=curves(scored, len(video)) if scored else None,
                 warnings=list(
@@ -260,8 +291,12 @@ def _masks(job: TrackJob) -> Mapping[int, Any]:
     if job.sequence is None:
         return job.masks
     first = label_map(job.sequence.truth[0], merge=job.sequence.merge)
-    labels = np.where(first == 255, 0, first)
-    return {0: Mask(labels=labels, ids=ids_in(labels), path=str(job.sequence.truth[0]))}
+    path, labels = str(job.sequence.truth[0]), np.where(first == 255, 0, first)
+    if labels.max() > MOST_IDS:
+        raise MaskError(
+            f"{path}: holds id {labels.max()}, but in the layout of DAVIS ids end at {MOST_IDS}; renumber"
+        )
+    return {0: Mask(labels=labels, ids=ids_in(labels), path=path)}
 
 
 def _score(job: TrackJob) -> SequenceScores | None:
@@ -338,11 +373,14 @@ def _link_official(folder: Path, sequence: VosSequence) -> None:
     written = _written(folder, sequence.name, len(sequence.truth))
     for mask, frame in zip(written, sequence.frame_names, strict=True):
         link = target / f"{frame}.png"
-        link.unlink(missing_ok=True)
-        try:
-            link.hardlink_to(mask)
-        except OSError:  # a file system without hard links
-            link.write_bytes(mask.read_bytes())
+        if link.exists() and link.samefile(mask):
+            continue
+        with written_whole(link) as part:
+            part.unlink(missing_ok=True)
+            try:
+                part.hardlink_to(mask)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(mask, part)
 
 
 def _write_scores(folder: Path, table: Json) -> str:
@@ -369,7 +407,7 @@ def demo_plan(*, output: Path | None, settings: Settings) -> Plan:
     job = DemoJob("rendered", folder, settings, tracking)
     plan = _tracking_plan("demo", folder, settings, tracking, [job])
     finish = partial(_finish_demo, job)
-    return replace(plan, work=demo_video, estimate=None, finish=finish)
+    return replace(plan, work=demo_video, finish=finish)
 
 
 @dataclass(frozen=True)
@@ -402,6 +440,7 @@ def _demo_track(job: DemoJob, sequence: VosSequence) -> TrackJob:
     )  # fmt: skip
 
 
+MOST_IDS = 254  # of the layout of DAVIS: 8 bits, less background and void
 DEMO_PROTOCOL = "davis17-semi"
 
 
@@ -426,7 +465,7 @@ def _finish_demo(job: DemoJob, folder: Path, done: Sequence[Json]) -> str:
     scored = [from_record(entry["name"], entry["per_frame"]) for entry in done]
     still = [score_standing_still(job.name, truth, DEMO_PROTOCOL)]
     line = _write_scores(folder, score_table(scored, DEMO_PROTOCOL, still))
-    own = f"unspool track {home / 'clip.mp4'} --mask {home / 'first.png'}"
+    own = shlex.join(["unspool", "track", str(home / "clip.mp4"), "--mask", str(home / "first.png")])
     return f"{line}\nThe same with files, as you would with your own: {own}"
 
 
@@ -441,32 +480,64 @@ def _tracking_plan(
         "tracking": tracking,
         **more.pop("config", {}),
     }
-    estimate = partial(_estimate, settings, tracking, jobs)
+    estimate = partial(_estimate, settings, tracking)
     model = partial(_model_record, settings, tracking)
     return Plan(verb, folder, config, jobs, track_video, model=model, estimate=estimate, **more)
 
 
-def _estimate(settings: Settings, tracking: Json, jobs: Sequence[TrackJob]) -> str:
-    """Frames, time and peak memory in one line: one frame is encoded, the rest is arithmetic."""
+def _estimate(
+    settings: Settings, tracking: Json, jobs: Sequence[TrackJob | DemoJob], workers: int
+) -> Estimate:
+    """Frames, time and peak memory in one line: one frame is encoded, the rest is arithmetic.
+
+    Raises UsageError naming the least memory that works where the settings allow less.
+    """
     from unspool.tracking import Tracking, cost, with_settings  # noqa: PLC0415
 
-    how = with_settings(Tracking(), tracking)
-    frames, seconds, memory = 0, 0.0, 0
-    measured: dict[tuple[int, int], tuple[float, int]] = {}
+    how, encoder = with_settings(Tracking(), tracking), _encoder_of(settings, tracking)
+    measured: dict[tuple[int, int], tuple[float, Needs]] = {}
+    frames, seconds, unreadable = 0, [0.0], []
     for job in jobs:
         try:
-            with warnings.catch_warnings(action="ignore"), open_video(job.source) as video:
-                size = (video.height, video.width)
+            with warnings.catch_warnings(action="ignore"), _frames_of(job) as video:
+                count, size = len(video), (video.height, video.width)
                 if size not in measured:
-                    measured[size] = cost(size, _encoder_of(settings, tracking), how)
-                frames += len(video)
-        except UnspoolError:
-            continue  # it will be named when its turn comes
-        seconds += len(video) * measured[size][0]
-        memory = max(memory, measured[size][1])
+                    measured[size] = cost(video, encoder, how)
+        except UnspoolError as error:
+            unreadable.append((job.name, str(error)))
+            continue
+        frames += count
+        seconds.append(count * measured[size][0])
+    # workers share the cores: together they are no faster, and the longest video runs on its share alone
+    took = max(sum(seconds), max(seconds) * min(workers, len(jobs)))
+    peak = max((_peak(size, need, settings) for size, (_, need) in measured.items()), default=0)
+    text = f"{encoder.name}: {frames} frames, about {_duration(took)}, peak memory about {peak / 1e9:.1f} GB"
+    return Estimate(text, tuple(unreadable))
+
+
+def _peak(size: tuple[int, int], need: Needs, settings: Settings) -> int:
+    """Bytes of all processes together, each at its widest moment."""
+    memory = settings.memory_each
+    if memory is not None and memory < need.least:
+        least = -(-settings.processes * need.least * 21 // 20 // 10**7) / 100  # 5 %: measurements vary
+        raise UsageError(
+            f"--memory {size_in_bytes(settings.memory or 0) / 1e9:g}GB is too little for a video of "
+            f"{size[1]}x{size[0]}{_shared(settings)}; the least that works is --memory {least:.2f}GB "
+            "(less with a lower --resolution or fewer --workers)"
+        )
+    return settings.processes * need.peak(memory)
+
+
+def _shared(settings: Settings) -> str:
+    return f" in {settings.processes} processes" if settings.processes > 1 else ""
+
+
+def _frames_of(job: TrackJob | DemoJob) -> Any:
+    """The job's video; a rendered clip is as large as it will be."""
     return (
-        f"{_encoder_of(settings, tracking).name}: {frames} frames, about {_duration(seconds)}, "
-        f"peak memory about {memory / 1e9:.1f} GB"
+        RenderedClip(demo_scene(job.settings.seed)).video
+        if isinstance(job, DemoJob)
+        else open_video(job.source)
     )
 
 

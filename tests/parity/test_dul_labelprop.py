@@ -43,7 +43,7 @@ def test_dul_propagation_equals_the_published_code(case: str) -> None:
     size = tuple(golden["onehot_masks"].shape[-2:])
     grid = tuple(golden["feats"].shape[-2:])
     ids, confidences = [], []
-    state = propagation.start(how)
+    state = propagation.start()
     for now, features in enumerate(golden["feats"]):
         born = [i for i, first in enumerate(golden["tracks"].tolist()) if first == now]
         given = {i: labels_to_soft(golden["onehot_masks"][i], (1,), grid, how.mask_resize)[0] for i in born}
@@ -71,7 +71,7 @@ def test_crw_propagation_equals_the_published_code(case: str) -> None:
     torch.testing.assert_close(first.permute(1, 2, 0), golden["mask0_low"], atol=1e-5, rtol=0)
 
     softs, ids = [], []
-    state = propagation.start(how)
+    state = propagation.start()
     for now, frame in enumerate(features):
         given = dict(zip(channels, first, strict=True)) if now == 0 else None
         state, soft = propagation.step(state, frame, given, how)
@@ -99,12 +99,11 @@ def test_dino_propagation_equals_the_published_code(case: str) -> None:
     size = tuple(golden["mask0"].shape)
     softs, ids = [], [golden["mask0"].int()]
     state, _ = propagation.step(
-        propagation.start(how), features[0], dict(zip(channels, first, strict=True)), how
+        propagation.start(), features[0], dict(zip(channels, first, strict=True)), how
     )
     for frame in features[1:]:
         state, soft = propagation.step(state, frame, None, how)
         softs.append(soft)
         ids.append(soft_to_labels(soft, state.ids, size, how.mask_resize, patch=patch)[0])
     torch.testing.assert_close(torch.stack(softs), golden["soft"], atol=1e-5, rtol=0)
-    assert how.keep_annotation
     assert agreement(torch.stack(ids), golden["ids"]) >= 0.999

@@ -9,17 +9,19 @@ The record gives the matrices from view to frame and back (`view_to_frame`, `fra
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, Integer, UInt8
 from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, pad
 
 from unspool.errors import ShapeError, UsageError
+from unspool.ops.geometry import resampling
+from unspool.ops.resize import nearest_source
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LUMA = (0.2989, 0.587, 0.114)  # grey of R, G, B, as torchvision's
@@ -36,6 +38,7 @@ class Augmentation:
     crop: Literal["random", "centre", "box", "whole"] = "random"  # box: random area and shape; whole: no crop
     box_scale: tuple[float, float] = (0.4, 1.0)  # share of the frame's area
     box_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height, drawn on a logarithmic scale
+    resizing: Literal["fast", "pillow"] = "fast"  # pillow: bit for bit, slower; fast: within a level of 255
     flip: float = 0.5  # probability
     jitter: float = 0.0  # probability of colour jitter
     brightness: float = 0.8  # factor in 1-b..1+b, not below 0; likewise
@@ -209,14 +212,50 @@ def place(clips: Sequence[UInt8[Tensor, "t 3 _ _"]], draws: Draws) -> Views:
                 f"clip {number} has frames of {tuple(clip.shape[-2:])}, but the draw was made for "
                 f"{tuple(draws.frame[number].tolist())}; draw with the sizes of these clips"
             )
-        whole = resize(clip, _pair(draws.resized[number]))
-        flip = bool(draws.flip[number])
-        frames[number], valid[number] = _cut(whole, draws.box[number].tolist(), (height, width), flip)
+        change = resize_as_pillow if draws.how.resizing == "pillow" else resize
+        whole = change(clip, _pair(draws.resized[number]))
+        flip, box = bool(draws.flip[number]), draws.box[number].tolist()
+        frames[number], valid[number] = _cut(whole, box, (height, width), flip, change)
     return Views(frames, valid)
 
 
+def place_labels(
+    maps: Sequence[Integer[Tensor, "t _ _"]], draws: Draws, beyond: int = 255
+) -> Integer[Tensor, "b t h w"]:
+    """The same for label maps: nearest, as Pillow; `beyond` the edge of the frame is void."""
+    height, width = draws.how.size
+    views = maps[0].new_full((len(maps), len(maps[0]), height, width), beyond)
+    for number, clip in enumerate(maps):
+        tall, wide = _pair(draws.resized[number])
+        top, left, box_height, box_width = draws.box[number].tolist()
+        (y, y_in), (x, x_in) = (
+            _nearest(*of_axis)
+            for of_axis in (
+                (height, top, box_height, tall, clip.shape[1]),
+                (width, left, box_width, wide, clip.shape[2]),
+            )
+        )
+        inside = (y_in[:, None] & x_in).to(clip.device)
+        view = clip[:, y[:, None].to(clip.device), x.to(clip.device)].masked_fill(~inside, beyond)
+        views[number] = view.flip(-1) if draws.flip[number] else view
+    return views
+
+
+def _nearest(
+    view: int, start: int, box: int, resized: int, frame: int
+) -> tuple[Int64[Tensor, " view"], Bool[Tensor, " view"]]:
+    """The frame's pixel that each of the view's shows through both resizes, and whether there is one."""
+    cut = start + nearest_source(box, view)
+    inside = (cut >= 0) & (cut < resized)
+    return nearest_source(frame, resized)[cut.clamp(0, resized - 1)], inside
+
+
 def _cut(
-    frames: UInt8[Tensor, "t 3 _ _"], box: Sequence[int], size: tuple[int, int], flip: bool
+    frames: UInt8[Tensor, "t 3 _ _"],
+    box: Sequence[int],
+    size: tuple[int, int],
+    flip: bool,
+    change: Callable[[Tensor, tuple[int, int]], Tensor],
 ) -> tuple[UInt8[Tensor, "t 3 h w"], Bool[Tensor, "h w"]]:
     top, left, height, width = box
     have = frames.shape[-2:]
@@ -228,7 +267,7 @@ def _cut(
     if any(edges):
         part, valid = pad(part, edges), pad(valid, edges)
     if (height, width) != size:
-        part = resize(part, size)
+        part = change(part, size)
         valid = interpolate(valid[None, None].float(), size, mode="nearest-exact")[0, 0] > 0
     return (part.flip(-1), valid.flip(-1)) if flip else (part, valid)
 
@@ -241,6 +280,17 @@ def resize(frames: UInt8[Tensor, "t c _ _"], size: tuple[int, int]) -> UInt8[Ten
         return interpolate(frames, size, mode="bilinear", antialias=True)
     exact = interpolate(frames.float(), size, mode="bilinear", antialias=True)
     return exact.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def resize_as_pillow(frames: UInt8[Tensor, "t c _ _"], size: tuple[int, int]) -> UInt8[Tensor, "t c h w"]:
+    """Pillow's bilinear resize bit for bit, on any device alike: columns first, then rows."""
+    rows, columns = (resampling(old, new) for old, new in zip(frames.shape[-2:], size, strict=True))
+    planes = frames.flatten(0, 1)
+    if frames.shape[-1] != size[1]:
+        planes = columns.apply(planes, dim=2)
+    if frames.shape[-2] != size[0]:
+        planes = rows.apply(planes, dim=1)
+    return planes.view(*frames.shape[:2], *size)
 
 
 def _pair(values: Tensor) -> tuple[int, int]:

@@ -180,6 +180,7 @@ class Clips:
     ) -> None:
         _refuse_shares(videos, made, made_share)
         self.videos = _long_enough(videos, sampling.shortest) if made_share < 1 else []
+        _warn_of_brief(self.videos, sampling)
         self.made = list(made) if made_share > 0 else []
         self.sampling, self.source, self.batch, self.seed = sampling, source, batch, seed
         self.max_broken, self.broken = max_broken, dict[str, str]()  # as this process found them
@@ -278,6 +279,21 @@ def _long_enough(videos: Sequence[Footage], shortest: int) -> list[Footage]:
             stacklevel=3,
         )
     return kept
+
+
+def _warn_of_brief(videos: Sequence[Footage], sampling: Sampling) -> None:
+    """Frames `seconds` apart are not to be had from videos that end before the last of them."""
+    span = (sampling.frames - 1) * (sampling.seconds or 0.0)
+    brief = [video.name for video in videos if video.frames < 2 or video.times[-1] - video.times[0] < span]
+    if sampling.seconds is None or not brief:
+        return
+    named = ", ".join(brief[:NAMED]) + (f" and {len(brief) - NAMED} more" if len(brief) > NAMED else "")
+    warnings.warn(
+        f"{len(brief)} of {len(videos)} videos last less than the {span:g} s of a clip; their clips show "
+        f"frames closer together than {sampling.seconds:g} s, or repeat some: {named}",
+        UnspoolWarning,
+        stacklevel=3,
+    )
 
 
 # -------------------------------------------------------------------------------------------- batches

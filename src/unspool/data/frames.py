@@ -32,7 +32,7 @@ from unspool.errors import OutputError, UnspoolError, UnspoolWarning, VideoError
 from unspool.rendered import RenderedClip, RenderedVideo
 from unspool.video import Video, open_video
 from unspool.video.source import place
-from unspool.video.stills import _read as read_still
+from unspool.video.stills import read as read_still
 
 Picture = npt.NDArray[np.uint8]  # [H, W, 3] RGB
 Pictures = UInt8[np.ndarray, "t h w 3"]

@@ -17,12 +17,7 @@ from pathlib import Path
 from statistics import median_low
 
 from unspool.errors import DataError, UsageError
-from unspool.video.source import IMAGES, natural_key
-
-VIDEO_ENDINGS = {
-    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".flv",
-    ".ogv", ".wmv", ".3gp", ".gif", ".mxf", ".y4m",
-}  # fmt: skip
+from unspool.video.source import IMAGES, VIDEO_ENDINGS, natural_key
 
 Rate = Callable[[str, Sequence[str]], Fraction]  # (name of the video, stems of its frames) -> frames per s
 

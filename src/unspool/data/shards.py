@@ -24,11 +24,11 @@ from PIL import Image
 
 from unspool.data.frames import Decoder, Picture, pick, sized
 from unspool.data.index import Broken, Footage, Stamp, describe, stamp_of
-from unspool.data.layouts import VIDEO_ENDINGS, is_image
+from unspool.data.layouts import is_image
 from unspool.errors import DataError, UnspoolError, UsageError, VideoError
 from unspool.video import open_video
-from unspool.video.source import Place, natural_key
-from unspool.video.stills import _read as read_still
+from unspool.video.source import VIDEO_ENDINGS, Place, natural_key
+from unspool.video.stills import read as read_still
 
 IMAGES_FPS = 24.0
 TAR_BLOCK = 512  # bytes

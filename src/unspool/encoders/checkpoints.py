@@ -183,7 +183,13 @@ def vit_architecture(state: State, origin: str) -> str:
 
     Raises WeightsError naming `origin` for sizes that have no name here.
     """
-    dim, _, patch, _ = state["patch_embed.proj.weight"].shape
+    shape = tuple(state["patch_embed.proj.weight"].shape)
+    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
+        raise WeightsError(
+            f"{origin}: its patch weights are {shape}, an encoder of images has (width, 3, patch, patch); "
+            "wrap one that takes clips (VideoMAE, V-JEPA) or other channels: load_encoder(module, patch=...)"
+        )
+    dim, _, patch, _ = shape
     size = {192: "tiny", 384: "small", 768: "base", 1024: "large"}.get(dim)
     registers = any(k in state for k in ("register_tokens", "reg_token", "storage_tokens"))
     if size and patch == 16 and "pos_embed" not in state:

@@ -6,7 +6,8 @@ The networks are torchvision's; what changes is where they stop halving the imag
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +117,20 @@ class ResNetEncoder(nn.Module):
         if "head" in want and self.head is not None:
             found["head"] = self.head(features)
         return {name: found[name] for name in want}
+
+    def tail(self, count: int) -> list[nn.Module]:
+        """The last stage, whatever the `count` of blocks that a ViT would be asked for."""
+        return [getattr(self.network, self.stages[-1])]
+
+    def begin(self, images: Tensor, count: int) -> tuple[Tensor, Any]:
+        """What the last stage reads, and what `end` needs beside: nothing."""
+        return self.forward(images, want=(self.stages[-2],))[self.stages[-2]], None
+
+    def end(self, begun: Tensor, beside: Any, tail: Sequence[nn.Module]) -> Tensor:
+        """`tokens` of all or some of the images begun, through this last stage (or a copy of it)."""
+        for stage in tail:
+            begun = stage(begun)
+        return begun
 
     def bytes_per_image(self, height: int, width: int) -> int:
         """About what one image takes at its widest moment: five maps of the first convolution's size."""

@@ -7,7 +7,7 @@ intermediates from one pass, without ever holding the attention of all heads.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import timm
@@ -69,7 +69,7 @@ class ViTEncoder(nn.Module):
         """
         offered(want, self.offers, self.name)
         grid = self._grid(images)
-        sequence, rotation = self._before_last_block(images)
+        sequence, rotation = self._before_blocks(images, 1)
         found: dict[str, Tensor] = {}
         of_block = set(want).intersection(OF_BLOCK)
         if of_block:
@@ -89,9 +89,31 @@ class ViTEncoder(nn.Module):
         """
         with torch.no_grad():
             self._grid(images)
-            sequence, rotation = self._before_last_block(images)
+            sequence, rotation = self._before_blocks(images, 1)
             queries, keys, _ = self._heads(sequence)
             yield from attention_rows(*self._rotated(queries, keys, rotation), rows)
+
+    def tail(self, count: int) -> list[nn.Module]:
+        """The last `count` blocks; the final norm is none of them."""
+        if not 1 <= count <= len(self.network.blocks):
+            raise UsageError(f"encoder '{self.name}' has {len(self.network.blocks)} blocks, not {count}")
+        return list(self.network.blocks[-count:])
+
+    def begin(self, images: Tensor, count: int) -> tuple[Tensor, Any]:
+        """What the last `count` blocks read, an image each along the first axis, and what `end` needs beside.
+
+        Raises ShapeError as `forward` does.
+        """
+        grid = self._grid(images)
+        sequence, rotation = self._before_blocks(images, count)
+        return sequence, (grid, rotation)
+
+    def end(self, begun: Tensor, beside: Any, tail: Sequence[nn.Module]) -> Tensor:
+        """`tokens` of all or some of the images begun, through these last blocks (or copies of them)."""
+        grid, rotation = beside
+        for block in tail:
+            begun = self._block(block, begun, rotation)
+        return self._to_map(self.network.norm(begun), grid)
 
     def bytes_per_image(self, height: int, width: int) -> int:
         """About what one image takes at its widest moment, in the MLP."""
@@ -114,8 +136,8 @@ class ViTEncoder(nn.Module):
 
     # --------------------------------------------------------------------------------------- the blocks
 
-    def _before_last_block(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The sequence that the last block reads, and the rotation of its keys where the model has one."""
+    def _before_blocks(self, images: Tensor, last: int) -> tuple[Tensor, Tensor | None]:
+        """The sequence that the last blocks read, and the rotation of their keys where the model has one."""
         net = self.network
         pixels = normalised(images, self.std, net.patch_embed.proj.weight)
         rotation: Tensor | None = None
@@ -124,7 +146,7 @@ class ViTEncoder(nn.Module):
         else:
             sequence = self._embedded(net.patch_embed.proj(pixels))
         sequence = net.norm_pre(sequence)
-        for block in net.blocks[:-1]:
+        for block in net.blocks[: len(net.blocks) - last]:
             sequence = self._block(block, sequence, rotation)
         return sequence, rotation
 

@@ -1,5 +1,6 @@
 """The methods that learn, one file each, top to bottom in its paper's order.
 
-Every file offers `Config`, `build(config)`, `loss(module, clip, generator, ranks)` and
-`optimiser(module, config, steps)`; training needs no more.
+Every file offers `Config`, `build(config, encoder, ranks)`, `loss(module, clip, generator, ranks)`,
+`optimiser(module, config, steps)` and `encoder_of(module)`; `after_step(module, step)` where its paper has
+one. Training needs no more.
 """

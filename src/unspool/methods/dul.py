@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, pad
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torchvision.models import ResNet
 
 from unspool.encoders.images import IMAGENET_STD, normalised
 from unspool.encoders.resnet import DulHead, ResNetEncoder, resnet18_stride8
@@ -125,6 +127,12 @@ def build(config: Config, encoder: nn.Module | None = None, ranks: Ranks = ALONE
     if ranks.size > 1:
         share_batch_norms(learner, ranks)
     return learner.train()
+
+
+def encoder_of(module: Learner) -> ResNetEncoder:
+    """What is kept of a learner: a copy of its network and its head, on the CPU, in evaluation mode."""
+    network, head = (deepcopy(part).cpu().eval() for part in (module.backbone, module.emb_q))
+    return ResNetEncoder(cast("ResNet", network), name="dul", head=head)
 
 
 # --- x_hat, T = random_transform(x) -----------------------------------------------------------------------

@@ -60,6 +60,23 @@ def clustering(
     ids present in the unit. Source: Timetuning: metrics.py PredsmIoU; leopart: experiments/utils.py.
     """
     counts = total_counts(prediction, truth)
+    return clustering_of_counts(counts, rule, clusters=clusters, classes=classes)
+
+
+def unmatched(prediction: LabelMaps, truth: LabelMaps, classes: int) -> ClusterScores:
+    """Predictions that are classes already, 0 to `classes` - 1; void pixels are left out first."""
+    counts = total_counts(prediction, truth)
+    found = _ids("prediction", "classes", counts.sum(axis=1), classes)
+    _ids("truth", "classes", counts.sum(axis=0), classes)
+    counts = padded(counts, (classes, classes))[:classes, :classes]
+    shared = counts.diagonal()
+    return ClusterScores(found, shared, counts.sum(axis=1) - shared, counts.sum(axis=0) - shared, found)
+
+
+def clustering_of_counts(
+    counts: Counts, rule: Rule, *, clusters: int | None = None, classes: int | None = None
+) -> ClusterScores:
+    """`clustering` of a unit that is known by its pixels of every cluster in every class, void left out."""
     cluster_ids = _ids("prediction", "clusters", counts.sum(axis=1), clusters)
     class_ids = _ids("truth", "classes", counts.sum(axis=0), classes)
     counts = padded(counts, (clusters or 0, classes or 0))[np.ix_(cluster_ids, class_ids)]

@@ -97,24 +97,30 @@ def best_in_window(
     tiling: Tiling,
     window: Window,
     k: int,
+    *,
+    memory: int = SCORE_BYTES,
 ) -> Matches:
     """The k most similar keys of all frames jointly, among those inside the window.
 
     All inputs are unit vectors cut by `tiling`. Queries come back in row-major order. Products of half
-    precision are summed and compared in float32. Memory: about SCORE_BYTES, whatever the number of frames,
-    as long as one row of tiles fits into it.
+    precision are summed and compared in float32. About `memory` bytes of similarities are held at once,
+    whatever the number of frames, and one row of tiles (`row_bytes`) at least.
     """
     tokens = tiling.tokens(queries.device)
-    bands = _bands(tiling, window, len(keys))
+    bands = _bands(tiling, window, len(keys), memory)
     parts = [_best_in_band(queries, keys, tokens, tiling, window=window, k=k, band=band) for band in bands]
     return row_major([torch.cat(column) for column in zip(*parts, strict=True)], tokens)
 
 
-def _bands(tiling: Tiling, window: Window, frames: int) -> Iterator[range]:
-    """Rows of query tiles whose similarities are held together."""
+def row_bytes(tiling: Tiling, window: Window, frames: int) -> int:
+    """Bytes of the similarities of one row of query tiles: the least that is held at once."""
     reachable = len(tile_offsets(tiling, window, torch.device("cpu"))[0])
-    row_bytes = 4 * tiling.columns * tiling.side**4 * reachable * frames
-    count = min(tiling.rows, -(-row_bytes * tiling.rows // SCORE_BYTES))
+    return 4 * tiling.columns * tiling.side**4 * reachable * frames
+
+
+def _bands(tiling: Tiling, window: Window, frames: int, memory: int) -> Iterator[range]:
+    """Rows of query tiles whose similarities are held together."""
+    count = min(tiling.rows, -(-row_bytes(tiling, window, frames) * tiling.rows // memory))
     height = -(-tiling.rows // count)
     for top in range(0, tiling.rows, height):
         yield range(top, min(top + height, tiling.rows))
@@ -242,13 +248,18 @@ def _group_maxima(scores: Float[Tensor, "n m"]) -> Float[Tensor, "n groups"]:
 
 
 def best_anywhere(
-    queries: Float[Tensor, "tiles cells c"], keys: Float[Tensor, "tiles cells c"], tiling: Tiling, k: int
+    queries: Float[Tensor, "tiles cells c"],
+    keys: Float[Tensor, "tiles cells c"],
+    tiling: Tiling,
+    k: int,
+    *,
+    memory: int = SCORE_BYTES,
 ) -> Matches:
     """The k most similar keys of one whole frame; otherwise as `best_in_window`."""
     tokens = tiling.tokens(queries.device)
     padding = (tokens.flatten() < 0).nonzero()[:, 0]
     key = keys.flatten(0, 1)
-    rows = max(1, SCORE_BYTES // 32 // len(key))
+    rows = max(1, memory // 32 // len(key))
     parts = [_best_of_all(part, key, padding, k) for part in torch.split(queries.flatten(0, 1), rows)]
     similarity, column = (torch.cat(each) for each in zip(*parts, strict=True))
     return row_major([similarity, torch.zeros_like(column), tokens.flatten()[column]], tokens)

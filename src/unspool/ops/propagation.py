@@ -24,7 +24,15 @@ from torch.nn.functional import pad
 
 from unspool.errors import ShapeError, UsageError
 from unspool.ops import bounds
-from unspool.ops.affinity import Matches, Tiling, Window, best_anywhere, best_in_window, tiling_for
+from unspool.ops.affinity import (
+    SCORE_BYTES,
+    Matches,
+    Tiling,
+    Window,
+    best_anywhere,
+    best_in_window,
+    tiling_for,
+)
 from unspool.ops.bounds import Tokens, Winners
 from unspool.ops.resize import Rule, labels_to_soft, soft_to_labels
 
@@ -58,7 +66,6 @@ class Propagation:
     normalise_pixels: bool = False  # CRW's norm_mask: min-max over the channels of every token handed out
     square_late_masks: bool = True  # a soft mask G that comes later enters as g*G, as published, not as G
     mask_resize: Rule = "align_corners"  # labels to the feature grid and back, see `ops/resize.py`
-    keep_annotation: bool = False  # for the caller: a frame whose mask is given shows it unresized
 
     def __post_init__(self) -> None:
         for name, valid in (
@@ -89,7 +96,6 @@ DINO = Propagation(
     restrict_reference=True,
     keep_ties=True,
     mask_resize="nearest",
-    keep_annotation=True,
 )
 
 
@@ -124,7 +130,7 @@ class State:
     bounds_from: int = 0  # time from which bounds are tried: they rest where they did not pay
 
 
-def start(how: Propagation) -> State:
+def start() -> State:
     """The state before the first frame."""
     return State()
 
@@ -135,13 +141,16 @@ def step(
     features: Float[Tensor, "c h w"],
     annotation: Mapping[int, Float[Tensor, "_ _"]] | None,
     how: Propagation,
+    *,
+    memory: int = SCORE_BYTES,
 ) -> tuple[State, Float[Tensor, "k h w"]]:
     """Soft labels of the next frame, channel i for `ids[i]` of the returned state.
 
     `features`: unit vectors along c. `annotation`: soft masks [h, w] of the ids given at this frame, if any;
     an id that is known already is corrected from here on. Frames before the first annotation have no
-    channels. Each frame's features enter once; no gradient flows. Raises ShapeError if the grid changes
-    between frames, or an annotation does not fit it. Source: DUL infer_vos.py: step_seg; labelprop/crw.py.
+    channels. Each frame's features enter once; no gradient flows. `memory`: bytes of similarities held at
+    once. Raises ShapeError if the grid changes between frames, or an annotation does not fit it.
+    Source: DUL infer_vos.py: step_seg; labelprop/crw.py.
     """
     _, height, width = features.shape
     if not state.ids and not annotation:
@@ -149,7 +158,7 @@ def step(
     tiling = tiling_for(height, width, features.device)
     _check_shapes(state, features, annotation or {}, tiling)
     state, tokens = _sketch(state, tiling.cut(features), tiling)
-    state, labels = _carry(state, tokens, tiling, how)
+    state, labels = _carry(state, tokens, tiling, how, memory)
     state = _with_ids(state, annotation or {})
     labels = pad(labels, (0, 0, 0, len(state.ids) - len(labels)))
     if annotation:
@@ -187,11 +196,11 @@ def _sketch(state: State, features: Float[Tensor, "tiles cells c"], tiling: Tili
 
 
 def _carry(
-    state: State, queries: Tokens, tiling: Tiling, how: Propagation
+    state: State, queries: Tokens, tiling: Tiling, how: Propagation, memory: int
 ) -> tuple[State, Float[Tensor, "k n"]]:
     """Each id follows the context of its own reference; the labels stored there are those of all ids."""
     carried = queries.features.new_zeros((len(state.ids), tiling.height * tiling.width), dtype=torch.float32)
-    state, found = _search(state, queries, tiling, how)
+    state, found = _search(state, queries, tiling, how, memory)
     for reference in state.references:
         channels = [i for i, id_ in enumerate(state.ids) if id_ in reference.ids]
         carried[channels] = _vote(found[reference.frame.time], channels, carried.shape[1], how)
@@ -208,7 +217,7 @@ class _Found:
 
 
 def _search(
-    state: State, queries: Tokens, tiling: Tiling, how: Propagation
+    state: State, queries: Tokens, tiling: Tiling, how: Propagation, memory: int
 ) -> tuple[State, dict[int, list[_Found]]]:
     """Matches of a frame's tokens by time of the reference.
 
@@ -233,15 +242,14 @@ def _search(
             continue
         frames = tuple(member for member, _ in members)
         floor = torch.stack([floors[times[i]] for i in readers]).amin(dim=0) if floors else None
-        matches = _best_in_window(frames, queries, tiling, how.window, k, floor)
+        matches = _best_in_window(frames, queries, tiling, how.window, k, floor=floor, memory=memory)
         for i in readers:
             found[times[i]].append(_Found(matches, frames, tuple(copies[i] for _, copies in members)))
     if not how.restrict_reference:
         for reference in state.references:
             others = found[reference.frame.time]
-            matches = _best_in_reference(
-                reference, others, queries, tiling, k, floors.get(reference.frame.time)
-            )
+            floor = floors.get(reference.frame.time)
+            matches = _best_in_reference(reference, others, queries, tiling, k, floor=floor, memory=memory)
             others.append(_Found(matches, (reference.frame,), (1,)))
     return _with_winners(state, found[times[0]], how), found
 
@@ -291,11 +299,18 @@ def _inside(token: Integer[Tensor, "n m"], tiling: Tiling, window: Window) -> Bo
 
 
 def _best_in_window(
-    frames: Sequence[Frame], queries: Tokens, tiling: Tiling, window: Window, k: int, floor: Tensor | None
+    frames: Sequence[Frame],
+    queries: Tokens,
+    tiling: Tiling,
+    window: Window,
+    k: int,
+    *,
+    floor: Tensor | None,
+    memory: int,
 ) -> Matches:
     if floor is None:
         features = [frame.tokens.features for frame in frames]
-        return best_in_window(queries.features, features, tiling, window, k)
+        return best_in_window(queries.features, features, tiling, window, k, memory=memory)
     return bounds.bounded_in_window(
         queries, [frame.tokens for frame in frames], tiling, window, k, floor=floor
     )
@@ -307,12 +322,14 @@ def _best_in_reference(
     queries: Tokens,
     tiling: Tiling,
     k: int,
+    *,
     floor: Tensor | None,
+    memory: int,
 ) -> Matches:
     """Matches anywhere in the reference, no worse than the k best of the other frames where bounds pay."""
     tokens = reference.frame.tokens
     if floor is None:
-        return best_anywhere(queries.features, tokens.features, tiling, k)
+        return best_anywhere(queries.features, tokens.features, tiling, k, memory=memory)
     for found in windowed:
         if found.matches.similarity.shape[1] == k:
             floor = floor.maximum(found.matches.similarity[:, -1])

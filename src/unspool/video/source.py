@@ -13,6 +13,10 @@ from typing import Any, BinaryIO
 from unspool.errors import VideoError
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".ppm"}
+VIDEO_ENDINGS = {
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".flv",
+    ".ogv", ".wmv", ".3gp", ".gif", ".mxf", ".y4m",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,11 @@ class Place:
 
     @property
     def is_folder(self) -> bool:
-        """Whether frames are to be looked for inside."""
-        return Path(self.path).is_dir() if self.files is None else bool(self.files.isdir(self.path))
+        """Whether frames are to be looked for inside; behind an address, what is called a video is one."""
+        if self.files is None:
+            return Path(self.path).is_dir()
+        named_video = posixpath.splitext(self.path)[1].lower() in VIDEO_ENDINGS
+        return not named_video and bool(self.files.isdir(self.path))  # over HTTP, asking reads the whole file
 
     @property
     def exists(self) -> bool:

@@ -52,7 +52,7 @@ class Stills:
 
     def at(self, index: int, notice: Notice) -> Picture:
         """The index-th image as `[H, W, 3]` RGB. Raises VideoError."""
-        picture = _read(self._images[index])
+        picture = read(self._images[index])
         if picture.shape != (self.height, self.width, 3):
             raise _odd_one(self._images[index], picture.shape[1::-1], (self.width, self.height))
         return picture
@@ -118,7 +118,8 @@ def _orientation(image: Image.Image) -> int:
     return int(image.getexif().get(ORIENTATION, 1))
 
 
-def _read(place: Place) -> Picture:
+def read(place: Place) -> Picture:
+    """One image `[H, W, 3]`, uint8 RGB, upright, on white where transparent. Raises VideoError."""
     try:
         with place.open() as file, Image.open(file) as opened:
             turn = UPRIGHT.get(_orientation(opened))

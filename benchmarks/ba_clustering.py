@@ -1,6 +1,6 @@
 """BA's clustering at its published sizes: the released form stated plainly beside ours, and the floor.
 
-    python benchmarks/clustering.py [--rounds 2] [--threads 2] [--case all|keys|long|lengths]
+    python benchmarks/ba_clustering.py [--rounds 2] [--threads 2] [--case all|keys|long|lengths]
 
 `all`: T=6 frames of 24x48 tokens, every token a key, at tau 1.0 and 0.05, each form in a process of its own:
 seconds, and the most memory held beyond queries and keys (resident, Linux). Labels are compared. The floor is

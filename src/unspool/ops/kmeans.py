@@ -1,0 +1,145 @@
+"""K-means: the same centres from the same seed, in bounded memory, distances by matrix products.
+
+Of several tries the one with the smallest sum of squared distances is kept. Draws are made on the CPU, so
+that devices agree; sums are made in a fixed order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn.functional import normalize, one_hot
+
+from unspool.errors import DataError, UsageError
+
+PRODUCTS = 1 << 20  # held at a time: 4 MB of float32, which stay in the cache
+SEEDED_ON = 256  # points per cluster that seeds are chosen among
+
+
+@dataclass(frozen=True)
+class KMeans:
+    """How clusters are found; the defaults are TimeT's (niter, nredo of faiss)."""
+
+    iterations: int = 50  # at most; fewer where nothing moves any more
+    tries: int = 5  # seedings, of which the best is kept
+    sample: int = 0  # points per cluster that centres are fitted to, drawn at random; 0: all (faiss: 256)
+    spherical: bool = False  # points and centres of length 1 (leopart's foreground extraction)
+
+    def __post_init__(self) -> None:
+        for name, valid in (
+            ("iterations", self.iterations >= 1),
+            ("tries", self.tries >= 1),
+            ("sample", self.sample >= 0),
+        ):
+            if not valid:
+                raise UsageError(f"kmeans.{name} = {getattr(self, name)!r} is out of range")
+
+
+@torch.no_grad()
+def fit(points: Float[Tensor, "n d"], k: int, seed: int, how: KMeans = KMeans()) -> Float[Tensor, "k d"]:
+    """Centres of k clusters. Seeds by k-means++; a cluster that loses all points moves to the worst-served.
+
+    Raises DataError for fewer points than clusters, and for points that are not finite.
+    """
+    if not 1 <= k <= len(points):
+        raise DataError(
+            f"{k} clusters of {len(points)} tokens; ask for 1 to {len(points)}, or use larger images"
+        )
+    if not points.isfinite().all():
+        raise DataError(
+            "features to be clustered hold numbers that are not finite; use fp32 or other weights"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    if how.sample:
+        points = _some(points, how.sample * k, generator)
+    if how.spherical:
+        points = normalize(points, dim=1)
+    best, least = points[:k], math.inf
+    for _ in range(how.tries):
+        centres, cost = _lloyd(points, _seeds(points, k, generator), how)
+        if cost < least:
+            best, least = centres, cost
+    return best
+
+
+def nearest(points: Float[Tensor, "n d"], centres: Float[Tensor, "k d"]) -> Int64[Tensor, " n"]:
+    """The number of the nearest centre of every point, the first on ties."""
+    return torch.cat([labels for _, labels, _ in _chunks(points, centres)])
+
+
+def _some(points: Float[Tensor, "n d"], count: int, generator: torch.Generator) -> Float[Tensor, "m d"]:
+    if count >= len(points):
+        return points
+    return points[torch.randperm(len(points), generator=generator)[:count].to(points.device)]
+
+
+def _seeds(points: Float[Tensor, "n d"], k: int, generator: torch.Generator) -> Float[Tensor, "k d"]:
+    """K-means++ (Arthur and Vassilvitskii 2007): each seed drawn by its squared distance from the others."""
+    points = _some(points, SEEDED_ON * k, generator)
+    draws = torch.rand(k, generator=generator, dtype=torch.float64)
+    chosen = [min(int(draws[0] * len(points)), len(points) - 1)]
+    square = points.square().sum(dim=1)
+    distance = torch.full_like(square, math.inf)
+    for draw in draws[1:].tolist():
+        last = points[chosen[-1]]
+        distance = distance.minimum((square - 2 * (points @ last) + last @ last).clamp_(min=0))
+        distance[chosen[-1]] = 0
+        mass = distance.double().cumsum(0)
+        place = torch.searchsorted(mass, draw * mass[-1:], right=True)
+        chosen.append(min(int(place), len(points) - 1))
+    return points[chosen]
+
+
+def _lloyd(
+    points: Float[Tensor, "n d"], centres: Float[Tensor, "k d"], how: KMeans
+) -> tuple[Float[Tensor, "k d"], float]:
+    """Centres after the iterations, and the sum of squared distances to those before the last."""
+    k, cost, last = len(centres), math.inf, points.new_empty(0, dtype=torch.long)
+    for _ in range(how.iterations):
+        sums, counts = torch.zeros_like(centres), torch.zeros(k, device=points.device)
+        found, distances = [], []
+        for part, labels, distance in _chunks(points, centres):
+            _add(sums, counts, part, labels)
+            found.append(labels)
+            distances.append(distance)
+        now, far = torch.cat(found), torch.cat(distances)
+        cost = float(far.double().sum())
+        if torch.equal(now, last):
+            break
+        last = now
+        centres = sums / counts.clamp(min=1)[:, None]
+        empty = (counts == 0).nonzero()[:, 0]
+        if len(empty):
+            centres[empty] = points[far.topk(len(empty))[1]]
+        if how.spherical:
+            centres = normalize(centres, dim=1)
+    return centres, cost
+
+
+def _chunks(
+    points: Float[Tensor, "n d"], centres: Float[Tensor, "k d"]
+) -> Iterator[tuple[Float[Tensor, "m d"], Int64[Tensor, " m"], Float[Tensor, " m"]]]:
+    """(points, nearest centre, squared distance to it), part by part."""
+    towards, square = -2 * centres.T, centres.square().sum(dim=1)
+    for part in torch.split(points, max(1, PRODUCTS // len(centres))):
+        near, labels = torch.addmm(square, part, towards).min(dim=1)
+        yield part, labels, near.add_(part.square().sum(dim=1)).clamp_(min=0)
+
+
+def _add(
+    sums: Float[Tensor, "k d"],
+    counts: Float[Tensor, " k"],
+    points: Float[Tensor, "m d"],
+    labels: Int64[Tensor, " m"],
+) -> None:
+    """Add points to the sums of their clusters, in place; on a GPU as a product, whose order is fixed."""
+    counts += labels.bincount(minlength=len(sums))
+    if points.is_cuda:
+        sums += one_hot(labels, len(sums)).to(points.dtype).T @ points
+    else:
+        sums.index_add_(0, labels, points)

@@ -1,0 +1,141 @@
+"""`incontext-voc`: labels looked up in a memory of labelled patches, without any training.
+
+Patches of labelled images fill a memory; a patch of another image takes the labels of the rows most like it.
+Source: vpariza/open-hummingbird-eval: hbird/hbird_eval.py (Balazevic et al. 2023, Towards In-Context Scene
+Understanding). Labels are maps whose sides are whole patches; 255 is void, which the memory takes for
+background and the score leaves out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, Integer, UInt8
+from torch import Tensor
+from torch.nn.functional import interpolate, normalize
+
+from unspool.errors import DataError, ShapeError
+from unspool.metrics import ClusterScores, clustering
+from unspool.metrics.labels import VOID
+from unspool.metrics.matching import unmatched
+
+NEIGHBOURS, TEMPERATURE = 30, 0.02  # published
+PRODUCTS = 1 << 24  # held at a time when rows are looked up
+
+
+def patch_labels(labels: Integer[Tensor, "n H W"], patch: int, classes: int) -> Float[Tensor, "n p classes"]:
+    """Share of each class among the pixels of every patch, patches row by row; void counts as background.
+
+    Raises ShapeError for sides that are not whole patches, DataError for other ids.
+    """
+    images, height, width = labels.shape
+    if height % patch or width % patch:
+        raise ShapeError(f"labels of {height}x{width} are no whole patches of {patch}; resize them, nearest")
+    known = labels.long().masked_fill(labels == VOID, 0)
+    if (largest := int(known.max())) >= classes:
+        raise DataError(f"labels hold class {largest}, but there are {classes} (0 to {classes - 1})")
+    cells = known.view(images, height // patch, patch, width // patch, patch).transpose(2, 3)
+    cells = cells.flatten(3).flatten(1, 2)
+    places = torch.arange(cells[..., 0].numel(), device=cells.device).view(*cells.shape[:2], 1) * classes
+    counts = (cells + places).flatten().bincount(minlength=cells[..., 0].numel() * classes)
+    return counts.view(*cells.shape[:2], classes) / float(patch * patch)
+
+
+def rare_patches(
+    labels: Float[Tensor, "n p classes"], count: int, uniform: Float[Tensor, "n p"]
+) -> Int64[Tensor, "n count"]:
+    """The patches of each image that a memory of bounded size keeps: those with rare classes, mostly.
+
+    A patch's score is its draw from 0..1 times the number of patches of its image that hold a class of its
+    own, summed over its classes; the smallest are kept, in ascending order.
+    """
+    present = (labels > 0).to(uniform.dtype)
+    crowd = (present * present.sum(dim=1, keepdim=True)).sum(dim=2)
+    return (uniform * crowd).sort(dim=1, stable=True)[1][:, :count]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Labelled patches."""
+
+    features: Float[Tensor, "rows d"]  # of length 1
+    labels: Float[Tensor, "rows classes"]  # shares, summing to 1
+
+
+def memory_of(
+    features: Float[Tensor, "n p d"],
+    labels: Float[Tensor, "n p classes"],
+    *,
+    rows: int | None = None,
+    uniform: Float[Tensor, "n p"] | None = None,
+) -> Memory:
+    """All patches, image by image, or about `rows` of them, as many of each image, by `rare_patches`.
+
+    `uniform`: the random draws; needed with `rows`.
+    """
+    features = normalize(features, dim=2)
+    if rows is not None:
+        assert uniform is not None, "a bounded memory is drawn at random"
+        kept = rare_patches(labels, max(1, rows // len(features)), uniform)[..., None]
+        features, labels = (each.gather(1, kept.expand(-1, -1, each.shape[2])) for each in (features, labels))
+    return Memory(features.flatten(0, 1), labels.flatten(0, 1))
+
+
+def nearest_rows(
+    queries: Float[Tensor, "n d"], memory: Float[Tensor, "rows d"], k: int
+) -> Int64[Tensor, "n k"]:
+    """The k rows of the largest inner products, largest first; exact, a part of the products at a time."""
+    if k > len(memory):
+        raise DataError(f"{k} neighbours of a memory of {len(memory)} rows; ask for fewer, or remember more")
+    step = max(1, PRODUCTS // len(memory))
+    return torch.cat([(part @ memory.T).topk(k, dim=1)[1] for part in torch.split(queries, step)])
+
+
+def voted(
+    queries: Float[Tensor, "*n d"],
+    keys: Float[Tensor, "*n k d"],
+    values: Float[Tensor, "*n k classes"],
+    temperature: float = TEMPERATURE,
+) -> Float[Tensor, "*n classes"]:
+    """Mean of the values, weighted by softmax(cosine / temperature)."""
+    cosines = (normalize(keys, dim=-1) @ normalize(queries, dim=-1)[..., None])[..., 0]
+    weights = (cosines / temperature).softmax(dim=-1)
+    return (weights[..., None, :] @ values)[..., 0, :]
+
+
+def labelled(
+    queries: Float[Tensor, "m p d"],
+    memory: Memory,
+    *,
+    k: int = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
+) -> Float[Tensor, "m p classes"]:
+    """Soft labels of every patch of the images asked about, one image at a time."""
+    found = []
+    for image in queries:
+        rows = nearest_rows(image, memory.features, k)
+        found.append(voted(image, memory.features[rows], memory.labels[rows], temperature))
+    return torch.stack(found)
+
+
+def enlarged(
+    soft: Float[Tensor, "m p classes"], grid: tuple[int, int], size: tuple[int, int]
+) -> UInt8[np.ndarray, "m H W"]:
+    """Label maps: soft labels stretched bilinearly to `size`, then the likeliest class of every pixel."""
+    maps = soft.transpose(1, 2).reshape(len(soft), -1, *grid)
+    labels = [interpolate(each[None], size, mode="bilinear").argmax(dim=1)[0] for each in maps]
+    return torch.stack(labels).to(torch.uint8).cpu().numpy()
+
+
+def score(
+    prediction: UInt8[np.ndarray, "m H W"], truth: Integer[np.ndarray, "m H W"], classes: int
+) -> dict[str, ClusterScores]:
+    """`incontext-voc`, and `incontext-voc-matched`: the released score, which matches classes to classes."""
+    return {
+        "incontext-voc": unmatched(prediction, truth, classes),
+        "incontext-voc-matched": clustering(
+            prediction, truth, "hungarian", clusters=classes, classes=classes
+        ),
+    }

@@ -1,0 +1,107 @@
+"""Is it getting better? Masks carried through rendered clips that training never sees, scored on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from unspool.data.scenes import scenes
+from unspool.encoders import Encoder
+from unspool.masks import display_colours, draw_overlay
+from unspool.protocols.tracking import PROTOCOLS
+from unspool.rendered import RenderedClip, Scene
+from unspool.results import written_whole
+from unspool.tracking import Tracking, track
+
+FIRST_HELD_OUT = 700_000  # seed; below `data.scenes.FIRST_SEED`
+PROTOCOL = "davis17-semi"
+SHOWN_CLIPS, SHOWN_FRAMES = 2, 4  # of a picture
+
+Labels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Which clips. They do not depend on the run's seed, so that runs can be compared."""
+
+    clips: int = 6
+    frames: int = 20
+    height: int = 192  # px
+    width: int = 320
+
+    def scenes(self) -> list[Scene]:
+        """As varied as those of training."""
+        drawn = scenes(self.clips, size=(self.height, self.width), frames=self.frames, fps=12)
+        found = [footage.scene for footage in drawn if footage.scene]
+        return [replace(scene, seed=FIRST_HELD_OUT + i) for i, scene in enumerate(found)]
+
+
+@dataclass
+class _Clip:
+    """Frames that are rendered once, with the face of a video."""
+
+    name: str
+    height: int  # px
+    width: int
+    images: list[npt.NDArray[np.uint8]]
+    truth: list[Labels]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[npt.NDArray[np.uint8]]:
+        return iter(self.images)
+
+
+class Validation:
+    """Renders its clips once, when it is first asked."""
+
+    def __init__(self, held_out: HeldOut, pictures: Path) -> None:
+        self.held_out, self.pictures = held_out, pictures
+        self._clips: list[_Clip] = []
+
+    def __call__(self, encoder: Encoder, step: int) -> dict[str, float]:
+        """J, F and their mean, 0..1, by `davis17-semi`; leaves a picture of the first clips.
+
+        Labels travel by DUL's protocol. Raises OutputError where the picture cannot be written.
+        """
+        if not self._clips:
+            self._clips = [_rendered(scene) for scene in self.held_out.scenes()]
+        rule = PROTOCOLS[PROTOCOL]
+        scored, shown = [], []
+        for clip in self._clips:
+            predicted = [np.asarray(x, np.uint8) for x in track(clip, clip.truth[0], encoder, Tracking())]
+            scored.append(rule.score(predicted, clip.truth))
+            shown.append(predicted)
+        self._draw(self.pictures / f"step-{step:06d}.jpg", shown)
+        if not (self.pictures / "truth.jpg").exists():
+            self._draw(self.pictures / "truth.jpg", [clip.truth for clip in self._clips])
+        summary = rule.average(scored)
+        return {"J": summary.j_mean, "F": summary.f_mean, "J&F": summary.jf_mean}
+
+    def _draw(self, path: Path, labels: list[list[Labels]]) -> None:
+        rows = [_row(clip, own) for clip, own in zip(self._clips[:SHOWN_CLIPS], labels, strict=False)]
+        with written_whole(path) as part:
+            Image.fromarray(np.concatenate(rows)).save(part, "JPEG", quality=80)
+
+
+def _row(clip: _Clip, labels: list[Labels]) -> npt.NDArray[np.uint8]:
+    frames = np.linspace(0, len(clip) - 1, SHOWN_FRAMES + 1).round().astype(int)[1:]
+    colours = display_colours(set(np.unique(clip.truth[0]).tolist()) - {0})
+    return np.concatenate([draw_overlay(clip.images[t], labels[t], colours) for t in frames], axis=1)
+
+
+def _rendered(scene: Scene) -> _Clip:
+    clip = RenderedClip(scene)
+    return _Clip(
+        clip.video.name,
+        scene.height,
+        scene.width,
+        [clip.image(t) for t in range(len(clip))],
+        [clip.labels(t) for t in range(len(clip))],
+    )
