@@ -197,7 +197,7 @@ class Footage:
 def lengths() -> None:
     correlator = untrained(Waves())
     correlator.blocks[0].attn["qkv"].weight *= 4
-    how = Segmenting(resolution=(96, 192), finest=0.5)
+    how = Segmenting(clustering=Clustering(tau=0.02), resolution=(96, 192), finest=0.01)
     segment(Footage(130), correlator, how)
     for frames in (50, 500, 5000):
         forget_peak()
