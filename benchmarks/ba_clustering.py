@@ -197,18 +197,18 @@ class Footage:
 def lengths() -> None:
     correlator = untrained(Waves())
     correlator.blocks[0].attn["qkv"].weight *= 4
-    how = Segmenting(resolution=(96, 192), finest=0.5)
+    how = Segmenting(clustering=Clustering(tau=0.1), resolution=(96, 192), finest=0.05)
     segment(Footage(130), correlator, how)
     for frames in (50, 500, 5000):
         forget_peak()
-        before, start = resident(peak=False), perf_counter()
+        start = perf_counter()
         found = segment(Footage(frames), correlator, how)
-        seconds, megabytes = perf_counter() - start, resident(peak=True) - before
+        seconds, megabytes = perf_counter() - start, resident(peak=True)
         assert found.leaves is not None
         stored = (found.labels.nbytes + found.leaves.nbytes) / 2**20
         print(
             f"{frames:5} frames: {seconds:7.1f} s ({seconds / frames * 1000:.0f} ms a frame), "
-            f"{megabytes:5.0f} MB, {stored:.0f} of them labels; {found.clusters} clusters"
+            f"{megabytes:5.0f} MB resident, {stored:.1f} of them labels; {found.clusters} clusters"
         )
 
 

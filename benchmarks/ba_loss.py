@@ -19,7 +19,7 @@ from collections.abc import Callable
 from time import perf_counter
 
 import torch
-from clustering import forget_peak, resident
+from ba_clustering import forget_peak, resident
 from floor import gemm_rate
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
