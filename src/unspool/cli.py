@@ -50,7 +50,7 @@ class ModelOptions:
     """Which features, and how labels travel along them."""
 
     model: Annotated[str | None, Parameter(group=MODEL)] = None
-    "Encoder: a name (see `unspool models`) or a checkpoint file. Default: random-resnet18."
+    "Encoder: a name (see `unspool models`) or a checkpoint file. Default: dul-small."
     preset: Annotated[Literal["dul", "crw", "dino"] | None, Parameter(group=MATCHING)] = None
     "Whose protocol labels travel by. Default: dul."
     resolution: Annotated[int | None, Parameter(group=MATCHING)] = None

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 class Settings:
     """Options that `demo`, `track` and `eval tracking` share."""
 
-    model: str = "random-resnet18"  # encoder: a name or a checkpoint file
+    model: str = "dul-small"  # encoder: a name or a checkpoint file
     preset: str = "dul"  # whose protocol labels travel by: dul, crw, dino
     resolution: int | None = None  # px of the short side of the encoder's input; None: the preset's rule
     device: str = "auto"
