@@ -313,6 +313,78 @@ def _train(method: str, options: TrainOptions) -> int:
 
 
 @app.command
+def export(
+    result: Path | None = None,
+    /,
+    *,
+    to: str,
+    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    videos: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    model: str | None = None,
+    layer: str = "tokens",
+    resolution: int | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    json: Annotated[bool, Parameter(name="--json")] = False,
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False,
+) -> int:
+    """Write a result in the format of another tool; or an encoder for timm.
+
+    Example: `unspool export unspool-track-clip --to coco -o coco`
+
+    Example: `unspool export unspool-track-clip --to prores -o mattes`
+
+    Example: `unspool export --to timm --model runs/a -o encoder`
+
+    Parameters
+    ----------
+    result
+        A result folder; for timm, one that training left.
+    to
+        coco, ytvis, davis, youtube-vos, mots (CVAT), prompts (SAM 2, Cutie), mattes (PNG with alpha), prores
+        (4444 with alpha, per object), features (safetensors), timm.
+    output
+        Folder to write into.
+    videos
+        Only these videos of the result.
+    model
+        features, timm: the encoder, a name or a file.
+    layer
+        features: what the encoder is asked for; `unspool models NAME` lists what it offers.
+    resolution
+        features: short side of the encoder's input, px. Default: the video's own.
+    device
+        features: auto, cpu, cuda, cuda:1 or mps.
+    overwrite
+        Write into a folder that holds something else; an earlier export in it is removed, other files stay.
+    json
+        Events as JSON lines on stdout.
+    quiet
+        Results and errors only.
+    """
+    from unspool.export import Export
+    from unspool.export import export as write_export
+    from unspool.reporting import Reporter
+
+    if result is None and (to != "timm" or model is None):
+        raise UsageError("no result is given; e.g. `unspool export unspool-track-clip --to coco -o coco`")
+    kind: Any = to
+    what = Export(
+        result or Path(),
+        kind,
+        tuple(videos or ()),
+        model or "",
+        layer=layer,
+        resolution=resolution,
+        device=device,
+    )
+    with Reporter(as_json=json, quiet=quiet) as reporter:
+        folder = write_export(what, output, overwrite=overwrite, report=reporter)
+        reporter({"event": "result", "text": str(folder)})
+    return 0
+
+
+@app.command
 def models(name: str | None = None) -> int:
     """List the encoders that can be named, or show one.
 

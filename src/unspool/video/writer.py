@@ -56,7 +56,7 @@ class VideoWriter:
         self._audio: _Sound | None = None
         self._output: Any = None
         self.codec = _best_encoder(self.path)
-        self._clock = _clock_of(times, FINEST_CLOCK.get(self.codec, MP4_CLOCK))
+        self._clock = clock_of(times, FINEST_CLOCK.get(self.codec, MP4_CLOCK))
         with self._errors_named():
             where = place(audio_from) if audio_from is not None else None
             if where and not (where.is_folder or where.is_pattern):
@@ -265,7 +265,7 @@ def _best_encoder(path: Path) -> str:
     raise OutputError(f"{path}: FFmpeg has none of the encoders {known}; install the av wheel from PyPI")
 
 
-def _clock_of(times: Sequence[Fraction], finest: int) -> Fraction:
+def clock_of(times: Sequence[Fraction], finest: int) -> Fraction:
     """The coarsest tick in which every time is a whole number; 1/60000 s where that would be too fine."""
     ticks = 1
     for time in times:
