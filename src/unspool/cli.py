@@ -112,7 +112,7 @@ def demo(*, model: ModelOptions = ModelOptions(), run: RunOptions = RunOptions()
 
 @app.command
 def track(
-    *inputs: str,
+    *inputs: Annotated[str, Parameter(allow_leading_hyphen=True)],
     mask: list[str] | None = None,
     resize_mask: bool = False,
     model: ModelOptions = ModelOptions(),
@@ -126,10 +126,13 @@ def track(
 
     Example: `unspool track videos/ --mask masks/ --workers 2`
 
+    Example: `ffmpeg -i rtsp://camera -f matroska - | unspool track - --mask first.png`
+
     Parameters
     ----------
     inputs
-        Videos: files, folders, globs, folders of frames, `@list.txt`, fsspec addresses.
+        Videos: files, folders, globs, folders of frames, `@list.txt`, fsspec addresses; `-` for a
+        stream on stdin.
     mask
         The objects: an indexed PNG (one id per object) or a grey one; `FRAME:FILE` for objects that come
         later or that are corrected; for many videos a folder with `NAME.png` or `NAME/00030.png`.
@@ -138,6 +141,9 @@ def track(
     """
     from unspool import verbs
 
+    unknown = [word for word in inputs if word.startswith("-") and word != "-"]  # - is a stream
+    if unknown:
+        raise UsageError(f"Unknown option: {unknown[0]}; `unspool track --help` lists them")
     if not inputs:
         raise UsageError("no video is given; e.g. `unspool track clip.mp4 --mask first.png`")
     return _run(verbs.track_plan, run, model, inputs=inputs, masks=mask or [], resize_mask=resize_mask)

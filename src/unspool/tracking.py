@@ -47,13 +47,12 @@ class Sized(Protocol):
 
 
 class Frames(Protocol):
-    """What `track` asks of a video: a size, and images in order."""
+    """What `track` asks of a video: a size, and images in order; a stream has no length."""
 
     name: str
     height: int
     width: int
 
-    def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Image]: ...
 
 
