@@ -26,13 +26,14 @@ if TYPE_CHECKING:
     from unspool.encoders import Encoder, load_encoder
     from unspool.masks import read_mask, write_mask
     from unspool.rendered import render
-    from unspool.tracking import track
+    from unspool.tracking import Tracker, track
     from unspool.video import Video, VideoWriter, open_video
 
 __version__ = "0.1.0"
 
 _HOME = {  # never the name of a module of ours: importing it would hide the function
     "Encoder": "unspool.encoders",
+    "Tracker": "unspool.tracking",
     "Video": "unspool.video",
     "VideoWriter": "unspool.video",
     "load_encoder": "unspool.encoders",
@@ -49,6 +50,7 @@ __all__ = [
     "MaskError",
     "OutputError",
     "ShapeError",
+    "Tracker",
     "UnspoolError",
     "UnspoolWarning",
     "UsageError",

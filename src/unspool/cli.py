@@ -112,7 +112,7 @@ def demo(*, model: ModelOptions = ModelOptions(), run: RunOptions = RunOptions()
 
 @app.command
 def track(
-    *inputs: str,
+    *inputs: Annotated[str, Parameter(allow_leading_hyphen=True)],
     mask: list[str] | None = None,
     resize_mask: bool = False,
     model: ModelOptions = ModelOptions(),
@@ -126,10 +126,13 @@ def track(
 
     Example: `unspool track videos/ --mask masks/ --workers 2`
 
+    Example: `ffmpeg -i rtsp://camera -f matroska - | unspool track - --mask first.png`
+
     Parameters
     ----------
     inputs
-        Videos: files, folders, globs, folders of frames, `@list.txt`, fsspec addresses.
+        Videos: files, folders, globs, folders of frames, `@list.txt`, fsspec addresses; `-` for a
+        stream on stdin.
     mask
         The objects: an indexed PNG (one id per object) or a grey one; `FRAME:FILE` for objects that come
         later or that are corrected; for many videos a folder with `NAME.png` or `NAME/00030.png`.
@@ -138,6 +141,9 @@ def track(
     """
     from unspool import verbs
 
+    unknown = [word for word in inputs if word.startswith("-") and word != "-"]  # - is a stream
+    if unknown:
+        raise UsageError(f"Unknown option: {unknown[0]}; `unspool track --help` lists them")
     if not inputs:
         raise UsageError("no video is given; e.g. `unspool track clip.mp4 --mask first.png`")
     return _run(verbs.track_plan, run, model, inputs=inputs, masks=mask or [], resize_mask=resize_mask)
@@ -310,6 +316,78 @@ def _train(method: str, options: TrainOptions) -> int:
         if options.dry_run:
             return verbs.describe(order, reporter)
         return verbs.carry_out(order, reporter, ["unspool", *sys.argv[1:]])
+
+
+@app.command
+def export(
+    result: Path | None = None,
+    /,
+    *,
+    to: str,
+    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    videos: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    model: str | None = None,
+    layer: str = "tokens",
+    resolution: int | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    json: Annotated[bool, Parameter(name="--json")] = False,
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False,
+) -> int:
+    """Write a result in the format of another tool; or an encoder for timm.
+
+    Example: `unspool export unspool-track-clip --to coco -o coco`
+
+    Example: `unspool export unspool-track-clip --to prores -o mattes`
+
+    Example: `unspool export --to timm --model runs/a -o encoder`
+
+    Parameters
+    ----------
+    result
+        A result folder; for timm, one that training left.
+    to
+        coco, ytvis, davis, youtube-vos, mots (CVAT), prompts (SAM 2, Cutie), mattes (PNG with alpha), prores
+        (4444 with alpha, per object), features (safetensors), timm.
+    output
+        Folder to write into.
+    videos
+        Only these videos of the result.
+    model
+        features, timm: the encoder, a name or a file.
+    layer
+        features: what the encoder is asked for; `unspool models NAME` lists what it offers.
+    resolution
+        features: short side of the encoder's input, px. Default: the video's own.
+    device
+        features: auto, cpu, cuda, cuda:1 or mps.
+    overwrite
+        Write into a folder that holds something else; an earlier export in it is removed, other files stay.
+    json
+        Events as JSON lines on stdout.
+    quiet
+        Results and errors only.
+    """
+    from unspool.export import Export
+    from unspool.export import export as write_export
+    from unspool.reporting import Reporter
+
+    if result is None and (to != "timm" or model is None):
+        raise UsageError("no result is given; e.g. `unspool export unspool-track-clip --to coco -o coco`")
+    kind: Any = to
+    what = Export(
+        result or Path(),
+        kind,
+        tuple(videos or ()),
+        model or "",
+        layer=layer,
+        resolution=resolution,
+        device=device,
+    )
+    with Reporter(as_json=json, quiet=quiet) as reporter:
+        folder = write_export(what, output, overwrite=overwrite, report=reporter)
+        reporter({"event": "result", "text": str(folder)})
+    return 0
 
 
 @app.command

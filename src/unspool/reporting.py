@@ -76,8 +76,9 @@ class Reporter:
 
     def _video(self, event: Json) -> None:
         self._clock[event["video"]] = (monotonic(), monotonic(), 0)
+        length = "a stream" if event["frames"] is None else f"{event['frames']} frames"
         if self._bars.disable:
-            self.say(f"{event['video']}: {event['frames']} frames")
+            self.say(f"{event['video']}: {length}")
         else:
             self._tasks[event["video"]] = self._bars.add_task(event["video"], total=event["frames"], rate="")
         for note in event.get("notes", []):
@@ -90,6 +91,9 @@ class Reporter:
         if name in self._tasks:
             self._bars.update(self._tasks[name], completed=event["frame"], rate=f"{rate:.1f} frames/s")
         elif not self.quiet and not self.as_json and self._due(event):
+            if event["frames"] is None:
+                self.say(f"{name}: {event['frame']} frames, {rate:.1f} frames/s")
+                return
             left = (event["frames"] - event["frame"]) / rate
             self.say(
                 f"{name}: {event['frame']}/{event['frames']} frames, {rate:.1f} frames/s, {left:.0f} s left"
@@ -98,7 +102,8 @@ class Reporter:
     def _due(self, event: Json) -> bool:
         """True once per tenth of the video, or after half a minute."""
         start, last, tenths = self._clock.setdefault(event["video"], (monotonic(), monotonic(), 0))
-        now, reached = monotonic(), 10 * event["frame"] // max(event["frames"], 1)
+        now, total = monotonic(), event["frames"]
+        reached = 0 if total is None else 10 * event["frame"] // max(total, 1)  # a stream has no tenths
         if reached <= tenths and now - last < PLAIN_EVERY:
             return False
         self._clock[event["video"]] = (start, now, reached)

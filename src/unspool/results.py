@@ -186,6 +186,7 @@ class VideoResult:
 
     `write` takes the frames in order; `finish` closes the files and writes `done.json`; leaving the
     context without `finish` removes what is not whole and keeps the masks written so far.
+    `tick` (s) says that the video is a stream, whose `times` grow (as in `VideoWriter`).
     Three lanes work beside the caller: masks and records, overlay, plain frames.
     """
 
@@ -201,6 +202,7 @@ class VideoResult:
         audio_from: str | None = None,
         pixel_aspect: Fraction = Fraction(1),
         with_truth: bool = False,
+        tick: Fraction | None = None,
     ) -> None:
         self.folder, self.name, self.source = folder, name, source
         self.height, self.width, self.times = height, width, times
@@ -218,6 +220,9 @@ class VideoResult:
         self._thumbs: dict[int, Image.Image] = {}
         wanted = np.linspace(0, max(len(times) - 1, 0), THUMBS).round().astype(int)
         self._thumb_frames = set(wanted.tolist())
+        self._thumb_stride = (
+            0 if tick is None else 1
+        )  # of a stream: doubles, so that at most twice THUMBS stay
         with ExitStack() as undo:  # what is open already, if the next cannot be opened
             self._tracks = TracksWriter(self.home / "tracks.json", name=name, height=height, width=width)
             undo.callback(self._tracks.abort)
@@ -228,6 +233,7 @@ class VideoResult:
                 times=times,
                 audio_from=audio_from,
                 pixel_aspect=pixel_aspect,
+                tick=tick,
             )
             undo.callback(self._overlay.abort)
             self._plain = VideoWriter(
@@ -236,6 +242,7 @@ class VideoResult:
                 width=self.display[1],
                 times=times,
                 pixel_aspect=pixel_aspect,
+                tick=tick,
             )
             undo.pop_all()
         self._lanes = {lane: Lane(lane) for lane in ("masks", "overlay", "frames")}
@@ -306,9 +313,13 @@ class VideoResult:
     ) -> None:
         drawn = draw_overlay(image, labels, colours)
         self._overlay.write(drawn)
-        if index in self._thumb_frames:
+        stride = self._thumb_stride
+        if index % stride == 0 if stride else index in self._thumb_frames:
             size = (THUMB_WIDTH, max(1, round(THUMB_WIDTH * self.height / self.width)))
             self._thumbs[index] = Image.fromarray(drawn).resize(size, Image.Resampling.LANCZOS)
+        if stride and len(self._thumbs) == 2 * THUMBS:
+            self._thumb_stride = 2 * stride
+            self._thumbs = {i: t for i, t in self._thumbs.items() if i % self._thumb_stride == 0}
 
     @property
     def seconds_writing(self) -> float:

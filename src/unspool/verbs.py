@@ -12,6 +12,7 @@ import json
 import re
 import shlex
 import shutil
+import sys
 import tomllib
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,12 +21,13 @@ from functools import lru_cache, partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 
 from unspool.data.vos import VosSequence, davis, label_map, mask_trees
 from unspool.errors import MaskError, UnspoolError, UnspoolWarning, UsageError
-from unspool.inputs import default_folder, expand_inputs, masks_of, names_of
+from unspool.inputs import STDIN, default_folder, expand_inputs, masks_of, names_of
 from unspool.jobs import Estimate, Interrupted, Plan, Report, Stop
 from unspool.masks import Mask, ids_in, write_mask
 from unspool.protocols.tracking import (
@@ -43,7 +45,8 @@ from unspool.protocols.tracking import (
 )
 from unspool.rendered import RenderedClip, demo_scene
 from unspool.results import Json, VideoResult, safe_name, write_json, written_whole
-from unspool.video import VideoWriter, open_video
+from unspool.video import Video, VideoWriter, open_video
+from unspool.video.stream import Stream
 
 if TYPE_CHECKING:
     from unspool.tracking import Needs
@@ -210,6 +213,8 @@ class TrackJob:
 
 
 def _file_stamp(path: str) -> list[object]:
+    if path == STDIN:
+        return [path, uuid4().hex]  # never the same again: what came through a pipe cannot be compared
     if "://" in path or not Path(path).exists():
         return [path]
     if Path(path).is_dir():
@@ -239,10 +244,11 @@ def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warning
     started = perf_counter()
     encoder, timings = _encoder_of(job.settings, job.tracking), Timings()
     identity = job.identity  # of the files that are read now
-    with open_video(job.source) as video:
+    with _opened(job.source) as video:
+        length, tick = (None, video.tick) if isinstance(video, Stream) else (len(video), None)
         masks = given_masks(video, _masks(job), resize=job.resize_mask)
         notes = list(dict.fromkeys(mask.note for mask in masks.values() if mask.note))
-        report({"event": "video", "video": job.name, "frames": len(video), "notes": notes})
+        report({"event": "video", "video": job.name, "frames": length, "notes": notes})
         truth = job.sequence.labels() if job.sequence else None
         with VideoResult(
             job.folder,
@@ -251,25 +257,37 @@ def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warning
             height=video.height,
             width=video.width,
             times=video.times,
-            audio_from=job.source,
+            audio_from=job.source if length is not None else None,
             pixel_aspect=video.pixel_aspect,
             with_truth=truth is not None,
+            tick=tick,
         ) as result:
             how = with_settings(Tracking(), job.tracking)
             memory = job.settings.memory_each
             frames = track_frames(video, masks, encoder, how, timings=timings, memory=memory)
+            taken = 0
             for index, (image, labels) in enumerate(frames):
+                taken = index + 1
                 result.write(image, labels, next(truth) if truth else None)
-                report({"event": "frame", "video": job.name, "frame": index + 1, "frames": len(video)})
-                if stop.is_set() and index + 1 < len(video):
+                report({"event": "frame", "video": job.name, "frame": index + 1, "frames": length})
+                if stop.is_set() and length is None:
+                    break  # a stream ends where it is told to: what came is the result
+                if stop.is_set() and length is not None and index + 1 < length:
                     raise Interrupted
+            unused = [frame for frame in masks if frame >= taken and length is None]
+            if unused:
+                warnings.warn(
+                    f"{job.name}: ended after {taken} frames; the mask of frame {unused[0]} is not used",
+                    UnspoolWarning,
+                    stacklevel=2,
+                )
             result.close()
             seconds, timings.write = perf_counter() - started, result.seconds_writing
             scored = _score(job)
             done = result.finish(
                 seconds=seconds,
                 scores=video_scores(scored) if scored else None,
-                curves=curves(scored, len(video)) if scored else None,
+                curves=curves(scored, taken) if scored else None,
                 warnings=list(
                     dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UnspoolWarning))
                 ),
@@ -281,6 +299,10 @@ def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warning
                 },
             )
     return done
+
+
+def _opened(source: str) -> Video | Stream:
+    return Stream(sys.stdin.buffer) if source == STDIN else open_video(source)
 
 
 def _rounded(timings: Any) -> Json:
@@ -319,6 +341,8 @@ def track_plan(
 ) -> Plan:
     """`unspool track`: one job per video that has a mask; a video without one is failed work."""
     videos = expand_inputs(inputs)
+    if STDIN in videos and len(videos) > 1:
+        raise UsageError("a stream on stdin (-) is tracked alone; give the other videos to another command")
     names = names_of(videos)
     folder = output or default_folder("track", videos)
     tracking = _tracking_record(settings)
@@ -495,6 +519,8 @@ def _estimate(
     from unspool.tracking import Tracking, cost, with_settings  # noqa: PLC0415
 
     how, encoder = with_settings(Tracking(), tracking), _encoder_of(settings, tracking)
+    if any(isinstance(job, TrackJob) and job.source == STDIN for job in jobs):
+        return Estimate(f"{encoder.name}: a stream, of unknown size and length")  # it can be read only once
     measured: dict[tuple[int, int], tuple[float, Needs]] = {}
     frames, seconds, unreadable = 0, [0.0], []
     for job in jobs:
