@@ -14,9 +14,10 @@ FLOORS = [
     {"tracking", "segmenting"},
     {"protocols"},
     {"results"},
-    {"page_training", "export_encoder"},
+    {"page_training", "segments", "export_encoder"},
     {"page", "training", "export"},
-    {"inputs", "jobs", "reporting"},
+    {"inputs", "jobs", "options", "reporting"},
+    {"verbs_segment"},
     {"verbs", "verbs_train"},
     {"cli"},
 ]
