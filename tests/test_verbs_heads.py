@@ -53,3 +53,23 @@ def test_another_recipe_is_refused() -> None:
         linear_plan(
             output=None, settings=Settings(), data="rendered:2", recipe="crw", views=None, epochs=None
         )
+
+
+SALIENT = ("salient", "--resolution", "64", "--clusters", "12")
+
+
+def test_eval_salient_scores_with_and_without_truth(tmp_path: Path) -> None:
+    vit = ("--model", "random-vits16")
+    assert call(*SALIENT, *vit, "--data", "rendered:4", "-o", "a") == 0
+    table = scores("a")
+    assert {"salient-jaccard", "salient-jaccard-label-free", "salient-bf", "cluster-k14-cbfe"} <= set(
+        table["global"]  # type: ignore[call-overload]
+    )
+    assert "truth of the training pictures" in table["notes"]["salient-jaccard"]  # type: ignore[index]
+    assert call(*SALIENT, *vit, "--data", "rendered:4", "-o", "b") == 0 and scores("b") == table
+
+
+def test_an_encoder_without_attention_borrows_it() -> None:
+    assert call(*SALIENT, "--data", "rendered:4", "-o", "a") == 2
+    assert call(*SALIENT, "--data", "rendered:4", "--attention", "random-vits16", "-o", "b") == 0
+    scores("b")

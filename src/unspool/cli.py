@@ -248,6 +248,45 @@ def eval_linear(
     )  # fmt: skip
 
 
+@evaluate.command(name="salient")
+def eval_salient(
+    *,
+    data: str,
+    recipe: str = "leopart",
+    clusters: int | None = None,
+    attention: str | None = None,
+    encoder: EncoderOptions = EncoderOptions(),
+    run: RunOptions = RunOptions(),
+) -> int:
+    """Find what stands out in pictures or frames by clusters that attention marks (CBFE), and score it.
+
+    Prints the score with a threshold chosen on the truth of training pictures, and without any truth.
+
+    Example: `unspool eval salient --data rendered:50 --model dino-vits16`
+
+    Example: `unspool eval salient --data davis17:DAVIS --model dino-vits16 --recipe timet`
+
+    Parameters
+    ----------
+    data
+        KIND:WHERE. Kinds: `rendered`, N rendered pictures to choose the threshold on and N to be scored;
+        `rendered-clips`, likewise all frames of N clips; `davis17`, all frames of the two lists.
+    recipe
+        leopart (200 clusters of both splits together) or timet (300, of each split on its own).
+    clusters
+        How many. Default: the recipe's.
+    attention
+        Encoder whose attention marks the foreground; needed where the encoder is no ViT. Default: its own.
+    """
+    from unspool import verbs_heads
+
+    settings = encoder.settings()
+    return _run(
+        verbs_heads.salient_plan, run, None, settings=settings, data=data, recipe=recipe, clusters=clusters,
+        attention=attention,
+    )  # fmt: skip
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class TrainOptions:

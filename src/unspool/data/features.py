@@ -47,7 +47,7 @@ class Kept:
 
     def rows(self, numbers: Any, name: str = "tokens") -> Tensor:
         """Some of them, float32."""
-        return torch.from_numpy(np.asarray(self.maps[name][numbers], np.float32))
+        return torch.from_numpy(np.array(self.maps[name][numbers], np.float32))
 
 
 def kept_features(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -18,9 +19,12 @@ from torch import Tensor
 
 from unspool.data.augment import Augmentation, draw, place, place_labels, recolour
 from unspool.data.scenes import scenes
+from unspool.data.vos import davis, label_map
 from unspool.errors import DataError, UsageError
 from unspool.rendered import RenderedClip
 from unspool.rendered.creatures import SEMANTIC
+from unspool.video.source import place as place_of
+from unspool.video.stills import read
 
 FIRST_SEED = {"val": 750_000, "train": 800_000}  # of rendered pictures; training takes those from 1,000,000
 FRAMES = 12  # of the clips that rendered pictures are taken from; the middle one is the picture
@@ -48,34 +52,65 @@ class Pictures(Protocol):
 
 
 class RenderedPictures:
-    """One frame from each of `count` rendered scenes, labelled by the kinds of creatures."""
+    """The middle frame, or every frame, of `count` rendered scenes, labelled by the kinds of creatures."""
 
-    kind, classes = "rendered", max(SEMANTIC.values()) + 1
+    classes = max(SEMANTIC.values()) + 1
 
-    def __init__(self, count: int, split: str, size: tuple[int, int] = (240, 320)) -> None:
+    def __init__(
+        self, count: int, split: str, *, every: bool = False, size: tuple[int, int] = (240, 320)
+    ) -> None:
+        self.kind = "rendered-clips" if every else "rendered"
+        self._frames = range(FRAMES) if every else range(FRAMES // 2, FRAMES // 2 + 1)
         drawn = [f.scene for f in scenes(count, size=size, frames=FRAMES) if f.scene is not None]
         first = FIRST_SEED[split]
         self._scenes = [replace(scene, seed=first + number) for number, scene in enumerate(drawn)]
         self.digest = hashlib.sha256(repr(self._scenes).encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
-        return len(self._scenes)
+        return len(self._scenes) * len(self._frames)
 
     def __getitem__(self, index: int) -> Picture:
-        clip = RenderedClip(self._scenes[index])
-        middle = len(clip) // 2
-        return Picture(clip.image(middle), clip.stage.semantic[clip.labels(middle)])
+        number, place = divmod(index, len(self._frames))
+        clip, frame = RenderedClip(self._scenes[number]), self._frames[place]
+        return Picture(clip.image(frame), clip.stage.semantic[clip.labels(frame)])
+
+
+class DavisPictures:
+    """Every frame of a list of DAVIS-2017; ids are objects of their own video, no classes."""
+
+    kind, classes = "davis17", 0
+
+    def __init__(self, root: Path, split: str) -> None:
+        self._frames = [
+            (Path(sequence.frames) / f"{name}.jpg", truth)
+            for sequence in davis(root, year=2017, split=split)
+            for name, truth in zip(sequence.frame_names, sequence.truth, strict=True)
+        ]
+        stamps = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for each in self._frames for p in each]
+        self.digest = hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __getitem__(self, index: int) -> Picture:
+        image, truth = self._frames[index]
+        return Picture(read(place_of(str(image))), label_map(truth, merge=False))
 
 
 def pictures(data: str) -> dict[str, Pictures]:
-    """The splits of `KIND:WHERE`: `rendered:N`, N rendered pictures to learn from and N to be scored.
+    """The splits of `KIND:WHERE`.
 
-    Raises UsageError for another kind.
+    `rendered:N`: N rendered pictures to learn from and N to be scored; `rendered-clips:N`: all frames of N
+    clips each; `davis17:ROOT`: all frames of its lists. Raises UsageError for another kind, DataError for a
+    folder that is no DAVIS.
     """
-    kind, colon, where = data.partition(":")
-    if kind != "rendered" or not colon or not where.isdecimal() or not int(where):
+    kind, _, where = data.partition(":")
+    if kind == "davis17" and where:
+        return {split: DavisPictures(Path(where), split) for split in FIRST_SEED}
+    if kind not in ("rendered", "rendered-clips") or not where.isdecimal() or not int(where):
         raise UsageError(f"--data {data}: expected KIND:WHERE, e.g. rendered:50 for 50 rendered pictures")
-    return {split: RenderedPictures(int(where), split) for split in FIRST_SEED}
+    every = kind == "rendered-clips"
+    return {split: RenderedPictures(int(where), split, every=every) for split in FIRST_SEED}
 
 
 # ------------------------------------------------------------------------------------------------ views

@@ -207,7 +207,7 @@ def _epoch(
         torch.manual_seed(recipe.seed + 1_000_003 * (epoch + 1))  # of dropout
         for numbers in _batches(len(train) // recipe.views, recipe, epoch):
             features = train.rows(numbers).to(device)
-            labels = torch.from_numpy(np.asarray(train.labels[numbers])).to(device).long()
+            labels = torch.from_numpy(np.array(train.labels[numbers])).to(device).long()
             if not bool((labels != VOID).any()):
                 continue
             loss = cross_entropy(logits(head, features, recipe.loss_side), labels, ignore_index=VOID)
