@@ -18,7 +18,7 @@ FLOORS = [
     {"page", "training", "export"},
     {"inputs", "jobs", "options", "reporting"},
     {"verbs_segment"},
-    {"verbs", "verbs_train"},
+    {"verbs", "verbs_heads", "verbs_train"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

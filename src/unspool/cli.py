@@ -254,6 +254,108 @@ def eval_tracking(
 
 @Parameter(name="*")
 @dataclass(frozen=True)
+class EncoderOptions:
+    """Which features, where no labels travel."""
+
+    model: Annotated[str | None, Parameter(group=MODEL)] = None
+    "Encoder: a name (see `unspool models`) or a checkpoint file. Default: random-resnet18."
+    resolution: Annotated[int | None, Parameter(group=MODEL)] = None
+    "Side of the square that the encoder sees, px. Default: the protocol's."
+    device: Annotated[str | None, Parameter(group=RUNTIME)] = None
+    "auto, cpu, cuda, cuda:1 or mps. Default: auto."
+    precision: Annotated[Literal["fp32", "bf16", "fp16"] | None, Parameter(group=RUNTIME)] = None
+    "Arithmetic of the encoder. Default: fp32."
+    seed: Annotated[int | None, Parameter(group=RUNTIME)] = None
+    "Seed of everything random. Default: the protocol's."
+
+    def settings(self) -> Any:
+        """What stood on the command line, the rest by default."""
+        from unspool.verbs_heads import Settings
+
+        names = ("model", "resolution", "device", "precision", "seed")
+        return Settings(**{n: getattr(self, n) for n in names if getattr(self, n) is not None})
+
+
+@evaluate.command(name="linear")
+def eval_linear(
+    *,
+    data: str,
+    recipe: str = "leopart-linear",
+    views: int | None = None,
+    epochs: int | None = None,
+    encoder: EncoderOptions = EncoderOptions(),
+    run: RunOptions = RunOptions(),
+) -> int:
+    """Train a small head on frozen features of labelled pictures, and score it on others.
+
+    Features are kept in the cache, so that a second head costs only its own training.
+
+    Example: `unspool eval linear --data rendered:50 --model dino-vits16`
+
+    Example: `unspool eval linear --data rendered:50 --recipe leopart-fcn`
+
+    Parameters
+    ----------
+    data
+        KIND:WHERE. Kinds: `rendered`, N rendered pictures to learn from and N to be scored.
+    recipe
+        leopart-linear, leopart-fcn (random cuts, scored at 448x448, all classes), timet-linear, timet-fcn
+        (whole pictures, scored at 100x100, classes that the truth has).
+    views
+        Random cuts of every picture that are encoded and kept; published: one an epoch. Default: 4.
+    epochs
+        Default: the recipe's.
+    """
+    from unspool import verbs_heads
+
+    settings = encoder.settings()
+    return _run(
+        verbs_heads.linear_plan, run, None, settings=settings, data=data, recipe=recipe, views=views,
+        epochs=epochs,
+    )  # fmt: skip
+
+
+@evaluate.command(name="salient")
+def eval_salient(
+    *,
+    data: str,
+    recipe: str = "leopart",
+    clusters: int | None = None,
+    attention: str | None = None,
+    encoder: EncoderOptions = EncoderOptions(),
+    run: RunOptions = RunOptions(),
+) -> int:
+    """Find what stands out in pictures or frames by clusters that attention marks (CBFE), and score it.
+
+    Prints the score with a threshold chosen on the truth of training pictures, and without any truth.
+
+    Example: `unspool eval salient --data rendered:50 --model dino-vits16`
+
+    Example: `unspool eval salient --data davis17:DAVIS --model dino-vits16 --recipe timet`
+
+    Parameters
+    ----------
+    data
+        KIND:WHERE. Kinds: `rendered`, N rendered pictures to choose the threshold on and N to be scored;
+        `rendered-clips`, likewise all frames of N clips; `davis17`, all frames of the two lists.
+    recipe
+        leopart (200 clusters of both splits together) or timet (300, of each split on its own).
+    clusters
+        How many. Default: the recipe's.
+    attention
+        Encoder whose attention marks the foreground; needed where the encoder is no ViT. Default: its own.
+    """
+    from unspool import verbs_heads
+
+    settings = encoder.settings()
+    return _run(
+        verbs_heads.salient_plan, run, None, settings=settings, data=data, recipe=recipe, clusters=clusters,
+        attention=attention,
+    )  # fmt: skip
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
 class TrainOptions:
     """What is learnt from, how, and where."""
 

@@ -144,9 +144,8 @@ class Reporter:
     # training
 
     def _storing(self, event: Json) -> None:
-        self._advance(
-            "keeping decoded frames", event["done"], event["total"], f"{event['seconds_left']} s left"
-        )
+        what = event.get("what", "keeping decoded frames")
+        self._advance(what, event["done"], event["total"], f"{event['seconds_left']} s left")
 
     def _continued(self, event: Json) -> None:
         self.say(f"continuing after step {event['step']:,} of {event['steps']:,}")
