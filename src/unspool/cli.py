@@ -294,10 +294,11 @@ def eval_incontext(
     rows: int = 1_024_000,
     passes: int = 1,
     neighbours: int = 30,
+    search: Literal["exact", "faiss", "faiss-approximate"] = "exact",
     encoder: EncoderOptions = EncoderOptions(),
     run: RunOptions = RunOptions(),
 ) -> int:
-    """Look up the labels of pictures in a memory of labelled patches, without training; exact neighbours.
+    """Look up the labels of pictures in a memory of labelled patches, without training.
 
     Example: `unspool eval incontext --data rendered:50 --model dino-vits16`
 
@@ -313,13 +314,15 @@ def eval_incontext(
         Over the pictures to remember, each with other cuts and colours. Published: 2.
     neighbours
         Patches that vote.
+    search
+        How they are found; faiss, an extra, searches on the CPU.
     """
     from unspool import verbs_heads
 
     settings = encoder.settings()
     return _run(
         verbs_heads.incontext_plan, run, None, settings=settings, data=data, rows=rows, passes=passes,
-        neighbours=neighbours,
+        neighbours=neighbours, search=search,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from unspool.protocols.incontext import (
     labelled,
     memory_of,
     patch_labels,
+    search_by,
 )
 from unspool.protocols.linear import confusion
 from unspool.results import Json, safe_name
@@ -55,6 +57,7 @@ class InContext:
     neighbours: int = NEIGHBOURS
     temperature: float = TEMPERATURE
     side: int = 0  # px of the encoder's input; 0: 512, or 504 for patches of 14
+    search: Literal["exact", "faiss", "faiss-approximate"] = "exact"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -62,6 +65,7 @@ class InContext:
             ("rows", self.rows >= 0),
             ("passes", self.passes >= 1),
             ("neighbours", self.neighbours >= 1),
+            ("search", self.search in ("exact", "faiss", "faiss-approximate")),
             ("temperature", self.temperature > 0),
         ):
             if not valid:
@@ -90,10 +94,19 @@ class InContextJob:
 
 
 def incontext_plan(
-    *, output: Path | None, settings: Settings, data: str, rows: int, passes: int, neighbours: int
+    *,
+    output: Path | None,
+    settings: Settings,
+    data: str,
+    rows: int,
+    passes: int,
+    neighbours: int,
+    search: Literal["exact", "faiss", "faiss-approximate"],
 ) -> Plan:
     """`unspool eval incontext`: labels from a memory of labelled patches."""
-    how = InContext(rows, passes, neighbours, side=settings.resolution or 0, seed=settings.seed or 0)
+    how = InContext(
+        rows, passes, neighbours, side=settings.resolution or 0, search=search, seed=settings.seed or 0
+    )
     sources = pictures(data)
     refuse_without_classes(data, sources)
     kind = sources["val"].kind
@@ -170,10 +183,11 @@ def _predicted(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """The label map `[1, H, W]` of every picture."""
     height, width = val.maps["tokens"].shape[2:]
+    search = search_by(how.search, memory.features)
     size = (val.labels.shape[1], val.labels.shape[2])
     for number in range(len(val)):
         queries = val.rows([number]).to(device).flatten(2).transpose(1, 2)
-        soft = labelled(queries, memory, k=how.neighbours, temperature=how.temperature)
+        soft = labelled(queries, memory, k=how.neighbours, temperature=how.temperature, search=search)
         yield number, enlarged(soft, (height, width), size)
 
 
