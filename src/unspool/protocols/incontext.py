@@ -113,9 +113,7 @@ def search_by(
     try:
         faiss = import_module("faiss")
     except ImportError as error:
-        raise UsageError(
-            f"--search {name} needs faiss; install it with: pip install unspool[faiss]"
-        ) from error
+        raise UsageError(f"--search {name} needs faiss; use: pip install unspool[faiss]") from error
     rows, dim = memory.shape
     index = faiss.IndexFlatIP(dim)
     if name == "faiss-approximate":
@@ -157,7 +155,7 @@ def labelled(
     temperature: float = TEMPERATURE,
     search: Search | None = None,
 ) -> Float[Tensor, "m p classes"]:
-    """Soft labels of every patch of the images asked about, one image at a time; `search`: exact by default."""
+    """Soft labels of every patch of the images asked about, an image at a time; `search`: exact by default."""
     search = search or search_by("exact", memory.features)
     found = []
     for image in queries:
