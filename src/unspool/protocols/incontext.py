@@ -155,7 +155,7 @@ def labelled(
     temperature: float = TEMPERATURE,
     search: Search | None = None,
 ) -> Float[Tensor, "m p classes"]:
-    """Soft labels of every patch of the images asked about, an image at a time; `search`: exact by default."""
+    """Soft labels of every patch of the images, one at a time; `search` is exact by default."""
     search = search or search_by("exact", memory.features)
     found = []
     for image in queries:
