@@ -1,9 +1,11 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
 
-from unspool.errors import DataError, ShapeError
+from unspool.errors import DataError, ShapeError, UsageError
 from unspool.protocols import incontext
 from unspool.protocols.incontext import (
     enlarged,
@@ -13,6 +15,7 @@ from unspool.protocols.incontext import (
     patch_labels,
     rare_patches,
     score,
+    search_by,
     voted,
 )
 
@@ -76,3 +79,19 @@ def test_matching_forgives_classes_that_are_swapped() -> None:
     found = score(swapped, truth, 3)
     assert found["incontext-voc"].miou() == pytest.approx(1 / 3)
     assert found["incontext-voc-matched"].miou() == 1.0
+
+
+@pytest.mark.parametrize("name", ["faiss", "faiss-approximate"])
+def test_faiss_finds_the_nearest_rows(name: str) -> None:
+    pytest.importorskip("faiss")
+    generator = torch.Generator().manual_seed(0)
+    memory = torch.nn.functional.normalize(torch.randn(800, 8, generator=generator), dim=1)
+    queries = torch.randn(20, 8, generator=generator)
+    found, exact = search_by(name, memory)(queries, 5), nearest_rows(queries, memory, 5)  # type: ignore[arg-type]
+    assert torch.equal(found, exact)  # few cells: all are searched
+
+
+def test_without_faiss_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(UsageError, match=r"unspool\[faiss\]"):
+        search_by("faiss", torch.zeros(3, 2))

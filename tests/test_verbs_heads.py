@@ -4,11 +4,16 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from unspool.cli import main
+from unspool.data.features import Kept
 from unspool.errors import UsageError
+from unspool.protocols.incontext import memory_of, patch_labels
 from unspool.verbs_heads import Settings, linear_plan
+from unspool.verbs_heads.incontext import InContext, _filled
 
 
 @pytest.fixture(autouse=True)
@@ -73,3 +78,29 @@ def test_an_encoder_without_attention_borrows_it() -> None:
     assert call(*SALIENT, "--data", "rendered:4", "-o", "a") == 2
     assert call(*SALIENT, "--data", "rendered:4", "--attention", "random-vits16", "-o", "b") == 0
     scores("b")
+
+
+def test_eval_incontext_scores_with_and_without_matching(tmp_path: Path) -> None:
+    some = ("incontext", "--data", "rendered:3", "--resolution", "64", "--passes", "2", "--neighbours", "5")
+    assert call(*some, "--rows", "60", "-o", "a") == 0
+    table = scores("a")
+    assert table["protocol"] == "incontext-rendered" and table["memory_rows"] == 60
+    assert set(table["global"]) == {"identity", "hungarian"}  # type: ignore[call-overload]
+    assert (tmp_path / "a/videos/incontext/masks/00002.png").is_file()
+    assert call(*some, "--rows", "0", "-o", "b") == 0
+    assert scores("b")["memory_rows"] == 2 * 3 * 8 * 8
+
+
+@pytest.mark.parametrize("rows", [0, 12])
+def test_a_memory_filled_picture_by_picture_is_that_of_all(rows: int) -> None:
+    rng = np.random.default_rng(0)
+    tokens = rng.standard_normal((4, 6, 3, 3)).astype(np.float16)
+    labels = rng.integers(0, 3, (4, 12, 12)).astype(np.uint8)
+    how = InContext(rows=rows)
+    found = _filled(Kept({"tokens": tokens}, labels, "key"), 3, how, 4, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(how.seed)
+    uniform = torch.cat([torch.rand((1, 9), generator=generator) for _ in range(4)])
+    features = torch.from_numpy(tokens.astype(np.float32)).flatten(2).transpose(1, 2)
+    shares = patch_labels(torch.from_numpy(labels), 4, 3)
+    expected = memory_of(features, shares, rows=rows or None, uniform=uniform)
+    assert torch.equal(found.features, expected.features) and torch.equal(found.labels, expected.labels)

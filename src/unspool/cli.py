@@ -354,6 +354,45 @@ def eval_salient(
     )  # fmt: skip
 
 
+@evaluate.command(name="incontext")
+def eval_incontext(
+    *,
+    data: str,
+    rows: int = 1_024_000,
+    passes: int = 1,
+    neighbours: int = 30,
+    search: Literal["exact", "faiss", "faiss-approximate"] = "exact",
+    encoder: EncoderOptions = EncoderOptions(),
+    run: RunOptions = RunOptions(),
+) -> int:
+    """Look up the labels of pictures in a memory of labelled patches, without training.
+
+    Example: `unspool eval incontext --data rendered:50 --model dino-vits16`
+
+    Example: `unspool eval incontext --data rendered:50 --rows 102400 --passes 2`
+
+    Parameters
+    ----------
+    data
+        KIND:WHERE. Kinds: `rendered`, N rendered pictures to remember and N to be scored.
+    rows
+        Patches in the memory, those with rare classes first; 0: all. Published: 102400 to 10240000.
+    passes
+        Over the pictures to remember, each with other cuts and colours. Published: 2.
+    neighbours
+        Patches that vote.
+    search
+        How they are found; faiss, an extra, searches on the CPU.
+    """
+    from unspool import verbs_heads
+
+    settings = encoder.settings()
+    return _run(
+        verbs_heads.incontext_plan, run, None, settings=settings, data=data, rows=rows, passes=passes,
+        neighbours=neighbours, search=search,
+    )  # fmt: skip
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class TrainOptions:

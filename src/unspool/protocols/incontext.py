@@ -8,7 +8,10 @@ background and the score leaves out.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,12 +19,13 @@ from jaxtyping import Float, Int64, Integer, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
-from unspool.errors import DataError, ShapeError
+from unspool.errors import DataError, ShapeError, UsageError
 from unspool.metrics import ClusterScores, clustering
 from unspool.metrics.labels import VOID
 from unspool.metrics.matching import unmatched
 
 NEIGHBOURS, TEMPERATURE = 30, 0.02  # published
+CELLS, SEARCHED, ROWS_OF_A_CELL = 512, 32, 39  # of the approximate index (published leaves; faiss's least)
 PRODUCTS = 1 << 24  # held at a time when rows are looked up
 
 
@@ -93,6 +97,44 @@ def nearest_rows(
     return torch.cat([(part @ memory.T).topk(k, dim=1)[1] for part in torch.split(queries, step)])
 
 
+Search = Callable[[Tensor, int], Tensor]  # queries [n, d], k -> rows [n, k]
+
+
+def search_by(
+    name: Literal["exact", "faiss", "faiss-approximate"], memory: Float[Tensor, "rows d"]
+) -> Search:
+    """How neighbours are found: `nearest_rows`, or an index of faiss, on the CPU.
+
+    faiss-approximate: rows in 512 cells (fewer for small memories), of which the 32 nearest are searched.
+    Raises UsageError where faiss is not installed.
+    """
+    if name == "exact":
+        return lambda queries, k: nearest_rows(queries, memory, k)
+    try:
+        faiss = import_module("faiss")
+    except ImportError as error:
+        raise UsageError(f"--search {name} needs faiss; use: pip install unspool[faiss]") from error
+    rows, dim = memory.shape
+    index = faiss.IndexFlatIP(dim)
+    if name == "faiss-approximate":
+        cells = max(1, min(CELLS, rows // ROWS_OF_A_CELL))
+        index = faiss.IndexIVFFlat(index, dim, cells, faiss.METRIC_INNER_PRODUCT)
+        index.nprobe = min(SEARCHED, cells)
+        index.train(memory.cpu().numpy())
+    index.add(memory.cpu().numpy())
+
+    def search(queries: Tensor, k: int) -> Tensor:
+        if k > rows:
+            return nearest_rows(queries, memory, k)  # says what is wrong
+        found = torch.from_numpy(index.search(queries.cpu().numpy(), k)[1]).to(queries.device)
+        short = (found < 0).any(dim=1)  # the cells that were searched hold fewer than k rows
+        if bool(short.any()):
+            found[short] = nearest_rows(queries[short], memory, k)
+        return found
+
+    return search
+
+
 def voted(
     queries: Float[Tensor, "*n d"],
     keys: Float[Tensor, "*n k d"],
@@ -111,11 +153,13 @@ def labelled(
     *,
     k: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
+    search: Search | None = None,
 ) -> Float[Tensor, "m p classes"]:
-    """Soft labels of every patch of the images asked about, one image at a time."""
+    """Soft labels of every patch of the images, one at a time; `search` is exact by default."""
+    search = search or search_by("exact", memory.features)
     found = []
     for image in queries:
-        rows = nearest_rows(image, memory.features, k)
+        rows = search(image, k)
         found.append(voted(image, memory.features[rows], memory.labels[rows], temperature))
     return torch.stack(found)
 

@@ -1,7 +1,8 @@
-"""What `unspool eval linear` and `eval salient` plan and do: an encoder judged on labelled pictures."""
+"""What `eval linear`, `eval salient` and `eval incontext` plan and do: an encoder judged on pictures."""
 
+from unspool.verbs_heads.incontext import incontext_plan
 from unspool.verbs_heads.linear import linear_plan
 from unspool.verbs_heads.salient import salient_plan
 from unspool.verbs_heads.shared import Settings
 
-__all__ = ["Settings", "linear_plan", "salient_plan"]
+__all__ = ["Settings", "incontext_plan", "linear_plan", "salient_plan"]
