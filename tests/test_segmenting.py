@@ -232,10 +232,10 @@ def test_normalisation_as_released_shifts_the_input() -> None:
 
 
 def segment_input(how: Segmenting) -> np.ndarray:
-    from unspool.segmenting import _encoded
+    from unspool.segmenting import encoded
 
     image = next(iter(Moving(1)))
-    return _encoded(image, correlator(), (32, 48), how)[0].numpy()
+    return encoded(image, correlator(), (32, 48), how)[0].numpy()
 
 
 # --------------------------------------------------------------------------------------- bad input

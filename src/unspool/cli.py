@@ -117,6 +117,9 @@ def track(
     *inputs: Annotated[str, Parameter(allow_leading_hyphen=True)],
     mask: list[str] | None = None,
     resize_mask: bool = False,
+    result: Annotated[Path | None, Parameter(name="--from")] = None,
+    objects: str | None = None,
+    cut: int | None = None,
     model: ModelOptions = ModelOptions(),
     run: RunOptions = RunOptions(),
 ) -> int:
@@ -130,6 +133,8 @@ def track(
 
     Example: `ffmpeg -i rtsp://camera -f matroska - | unspool track - --mask first.png`
 
+    Example: `unspool track clip.mp4 --from unspool-segment-clip --objects 1,3+5`
+
     Parameters
     ----------
     inputs
@@ -140,6 +145,13 @@ def track(
         later or that are corrected; for many videos a folder with `NAME.png` or `NAME/00030.png`.
     resize_mask
         Resize a mask of another size than the video (nearest).
+    result
+        A result of `unspool segment` whose objects are carried on, instead of --mask; each is given once,
+        in the first frame where it covers half of its largest area.
+    objects
+        Which ones, e.g. `1,3+5`: object 1, and 3 and 5 as one. They get the ids 1, 2, ... Default: all.
+    cut
+        Objects are those of the merge tree cut into so many clusters, as the page numbers them.
     """
     from unspool import verbs
 
@@ -148,7 +160,10 @@ def track(
         raise UsageError(f"Unknown option: {unknown[0]}; `unspool track --help` lists them")
     if not inputs:
         raise UsageError("no video is given; e.g. `unspool track clip.mp4 --mask first.png`")
-    return _run(verbs.track_plan, run, model, inputs=inputs, masks=mask or [], resize_mask=resize_mask)
+    chosen = {"result": result, "objects": objects, "cut": cut}
+    return _run(
+        verbs.track_plan, run, model, inputs=inputs, masks=mask or [], resize_mask=resize_mask, **chosen
+    )
 
 
 @Parameter(name="*")

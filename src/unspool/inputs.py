@@ -137,7 +137,10 @@ def masks_of(videos: Sequence[str], names: Sequence[str], given: Sequence[str]) 
     00030 is the name of a frame where the video is a folder of frames, and else its number.
     """
     if not given:
-        raise UsageError("no mask is given; name the objects of the first frame with --mask first.png")
+        raise UsageError(
+            "no mask is given; name the objects of the first frame with --mask first.png, "
+            "or a segmentation with --from RESULT"
+        )
     if len(given) == 1 and Path(given[0]).is_dir():
         folder = Path(given[0])
         return [_masks_in_folder(folder, n, v) for n, v in zip(names, videos, strict=True)]

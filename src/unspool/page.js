@@ -110,6 +110,7 @@ function keyAction(event) {
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || byId("help").open) return;
   const { target } = event;
+  if (target.matches?.("input[type=text]")) return;
   if (target.matches?.("input[type=range]") && event.key.startsWith("Arrow")) return;
   if (target.closest?.("button, a, summary, input:not([type=range])") && event.key === " ") return; // it is theirs
   const action = layers.length || "[]?".includes(event.key) ? keyAction(event) : undefined;
@@ -159,7 +160,7 @@ function wireControls() {
     if (view) setView(view);
   });
   if (two) byId("wipe").addEventListener("input", wipe);
-  else byId("frame").addEventListener("click", togglePlay);
+  else byId("frame").addEventListener("click", clickFrame);
   // A button pressed with the mouse gives the keys back to the player; detail 0 is a key press.
   document.addEventListener("click", (event) => {
     const button = event.target.closest?.(".player button, .card");
@@ -189,6 +190,7 @@ function start() {
 }
 
 wireTraining();
+wireSegments();
 wireTimeline();
 wireTables();
 wireList();
@@ -199,12 +201,17 @@ addEventListener("hashchange", start);
 Object.assign(unspool, {
   video: deliver,
   chunk: deliver,
+  tree: deliver,
+  leaves: deliver,
+  attention: deliver,
+  cutting,
+  painters,
   goTo,
   paint,
   /** What is on the screen, for tests and the curious. */
   state: () => ({
     video: videos[current]?.name, position, painted, playing: film.playing, blind: film.blind,
-    charts: charts.length, view: look.view, off: [...look.off], chunks: layers.map((layer) => [...layer.chunks.keys()]),
+    charts: charts.length, segments: cutting.state(), view: look.view, off: [...look.off], chunks: layers.map((layer) => [...layer.chunks.keys()]),
   }),
 });
 

@@ -36,6 +36,7 @@ HERE = Path(__file__).parent
 SCRIPTS = (
     "page_frames.js",
     "page_player.js",
+    "page_segments.js",
     "page_training.js",
     "page.js",
 )  # one script on the page, in this order

@@ -163,7 +163,7 @@ class Painter {
     Object.assign(this.canvas, { height, width });
     this.image = this.pen.createImageData(width, height);
     this.out = new Uint32Array(this.image.data.buffer);
-    this.prediction = new Uint16Array(height * width);
+    this.prediction = new Uint32Array(height * width);
     this.truth = new Uint16Array(height * width);
   }
 
@@ -171,11 +171,14 @@ class Painter {
     this.pen.clearRect(0, 0, this.canvas.width, this.canvas.height);
   }
 
-  /** texts: {prediction, truth}; look: {view, opacity, outline, colours: Map, off: Set}. */
+  /** texts: {prediction, truth}, or with `fill` or `heat` (page_segments.js);
+      look: {view, opacity, outline, colours: Map, off: Set, chosen: Set}. */
   draw(texts, look) {
     const { view, opacity } = look;
+    if (texts.heat) return this.drawHeat(texts.heat);
     if (view !== "prediction" && texts.truth === null) return this.clear();
-    if (view !== "truth") decode(texts.prediction, this.prediction);
+    if (texts.fill) texts.fill(this.prediction, this.canvas.height, this.canvas.width);
+    else if (view !== "truth") decode(texts.prediction, this.prediction);
     if (view !== "prediction") decode(texts.truth, this.truth);
     if (view === "difference") {
       const on = new Uint8Array(65536).fill(1);
@@ -183,15 +186,33 @@ class Painter {
       on[0] = 0;
       fillDifference(this.out, this.prediction, this.truth, on, opacity);
     } else {
-      const fill = new Uint32Array(65536);
-      const edge = new Uint32Array(65536);
+      const ids = Math.max(65536, ...look.colours.keys()) + 1;
+      const fill = new Uint32Array(ids);
+      const edge = new Uint32Array(ids);
       for (const [id, colour] of look.colours) {
         if (look.off.has(id)) continue;
-        fill[id] = word(colour, opacity);
-        edge[id] = look.outline ? word(colour, 1) : 0;
+        const chosen = look.chosen.has(id);
+        const faint = look.chosen.size && !chosen ? 0.5 : 1;
+        fill[id] = word(colour, chosen ? Math.min(1, opacity + 0.3) : opacity * faint);
+        edge[id] = chosen ? word("#ffffff", 1) : look.outline ? word(colour, faint) : 0;
       }
       if (view === "truth") fill[VOID] = word("#808080", opacity);
       fillLabels(this.out, view === "truth" ? this.truth : this.prediction, this.canvas.width, fill, edge);
+    }
+    this.pen.putImageData(this.image, 0, 0);
+    return undefined;
+  }
+
+  /** Bright where attention is: {values, grid, peak}; the square root, so that weak places show too. */
+  drawHeat({ values, grid: [h, w], peak }) {
+    const { height, width } = this.canvas;
+    for (let y = 0; y < height; y++) {
+      const row = Math.floor((y * h) / height) * w;
+      for (let x = 0; x < width; x++) {
+        const share = Math.sqrt(values[row + Math.floor((x * w) / width)] / peak);
+        const [red, green, blue] = [255 * Math.min(1, 1.6 * share), 220 * share * share, 90 * (1 - share)];
+        this.out[y * width + x] = ((215 << 24) | (blue << 16) | (green << 8) | red) >>> 0;
+      }
     }
     this.pen.putImageData(this.image, 0, 0);
   }

@@ -1,7 +1,7 @@
 /* The player of the page: one video of one result, or of two; its views, objects and timeline. */
 
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
-const look = { view: "prediction", opacity: 0.5, outline: true, colours: new Map(), off: new Set() };
+const look = { view: "prediction", opacity: 0.5, outline: true, colours: new Map(), off: new Set(), chosen: new Set() };
 const painters = [...document.querySelectorAll("canvas.mask")].map((canvas) => new Painter(canvas));
 let layers = []; // one, or two side by side; empty while nothing is shown
 let current = -1; // index of the video in the list
@@ -80,6 +80,7 @@ async function present(opened, frame, turn) {
   byId("frame-last").textContent = ` / ${lastFrame()}`;
   buildTimeline();
   listFiles(shown);
+  cutting.open();
   showView();
   goTo(frame, true);
   const source = layers.find((layer) => layer.record.files?.frames);
@@ -114,9 +115,10 @@ function paint(frame) {
   let whole = true;
   layers.forEach((layer, i) => {
     const texts = layer.at(frame, () => layers.includes(layer) && paint(film.blind ? position : film.frame));
-    if (texts) painters[i].draw(texts, look);
+    const dressed = texts && cutting.dress(texts, frame);
+    if (dressed) painters[i].draw(dressed, look);
     else painters[i].clear();
-    whole &&= Boolean(texts);
+    whole &&= Boolean(dressed);
     const ahead = frame + layer.record.chunk_frames / 4;
     if (film.playing && ahead <= lastFrame()) layer.at(Math.floor(ahead), () => {});
   });
@@ -169,6 +171,7 @@ function showPosition() {
     byId("scrub").setAttribute("aria-valuenow", position);
     byId("scrub").setAttribute("aria-valuetext", `frame ${position} of ${lastFrame()}, ${time}`);
   }
+  if (!film.playing) cutting.showLines();
   byId("timeline").style.setProperty("--at", (position + 0.5) / record().frames);
   for (const cell of document.querySelectorAll("[data-curve]")) {
     const series = curveValues(cell.dataset.curve).filter(({ place }) => place === Number(cell.dataset.place));
@@ -260,7 +263,7 @@ function bandRow(layer, place, { id, name, colour, area }) {
   chip.append(element("span", { class: "swatch" }), element("span", { class: "chip-name" }, name));
   const own = mean(layer.record.scores?.J?.[id] ?? []);
   if (own !== null) chip.append(element("span", { class: "chip-score" }, own.toFixed(2)));
-  chip.addEventListener("click", () => toggleObject(id));
+  chip.addEventListener("click", () => pressChip(id));
   const here = area.filter(Boolean).length;
   const band = element("canvas", {
     class: "track band", role: "img", "data-id": id, "data-place": place,

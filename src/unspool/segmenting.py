@@ -156,7 +156,7 @@ def segment(
     after each frame that is encoded and each window that is clustered; `attended` gets the key frames of each
     window where a block is what is clustered. Raises UsageError for settings that the encoder cannot serve or
     that need more memory, VideoError for a video without frames, or whose features are not finite. Warns
-    where everything is one cluster, and where a clip is shorter than from one key frame to the next.
+    where everything is one cluster.
     Source: SSL-UVOS eval_oneshot.py: mem_efficient_inference; decisions in docs/ba.md.
     """
     how = how or Segmenting()
@@ -165,7 +165,7 @@ def segment(
     carried = Carried()
     every, first = 0, 0
     for maps in _windows_of_maps(video, correlator, how, progress or _quiet):
-        every = every or _stride(video.name, how, len(maps))
+        every = every or how.keys(len(maps))
         if attended and how.represent == "block":
             attended(_key_frames(maps, correlator, every, first))
         first += how.window - how.overlap
@@ -185,18 +185,6 @@ def segment(
 
 def _quiet(stage: str, frames: int) -> None:
     pass
-
-
-def _stride(name: str, how: Segmenting, frames: int) -> int:
-    every = how.keys(frames)
-    if frames < every and not how.whole_strides:
-        warnings.warn(
-            f"{name}: {frames} frames are fewer than from one key frame to the next ({every}): frame 0 alone "
-            "is a key frame; take a larger --key-ratio (a smaller segmenting.key_every)",
-            UnspoolWarning,
-            stacklevel=3,
-        )
-    return every
 
 
 @torch.inference_mode()

@@ -9,7 +9,7 @@ data/NAME.tree/attention-000.js   8-bit queries and keys of a key frame, by its 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -280,7 +280,7 @@ def parse_objects(text: str | None) -> tuple[tuple[int, ...], ...]:
 
 def chosen_of(
     folder: Path, names: Sequence[str], objects: str | None, clusters: int | None
-) -> Mapping[str, Chosen | str]:
+) -> list[Chosen | str]:
     """Per video, what is to be tracked; or, where the segmentation lacks it, the sentence that says so.
 
     Raises UsageError where the folder is no result, or was not made by `unspool segment`.
@@ -288,10 +288,10 @@ def chosen_of(
     if not (folder / "run.json").is_file():
         raise UsageError(f"--from {folder}: no result folder (it holds no run.json)")
     groups = parse_objects(objects)
-    found: dict[str, Chosen | str] = {}
+    found: list[Chosen | str] = []
     for name in names:
         if read_done(folder, name) is None or not (folder / "videos" / name / "hierarchy.npz").is_file():
-            found[name] = f"{folder}: holds no finished segmentation of '{name}'; run unspool segment on it"
+            found.append(f"{folder}: holds no finished segmentation of '{name}'; run unspool segment on it")
         else:
-            found[name] = Chosen(folder, name, groups, clusters)
+            found.append(Chosen(folder, name, groups, clusters))
     return found

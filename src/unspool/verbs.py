@@ -46,6 +46,7 @@ from unspool.video import Video, VideoWriter, open_video
 from unspool.video.stream import Stream
 
 if TYPE_CHECKING:
+    from unspool.segments import Chosen
     from unspool.tracking import Needs
 
 # ----------------------------------------------------------------------------------------- settings
@@ -165,13 +166,18 @@ class TrackJob:
     tracking: Json
     masks: Mapping[int, str] = field(default_factory=dict)  # frame -> file; a sequence brings its own
     resize_mask: bool = False
+    chosen: Chosen | None = None  # objects of a segmentation, instead of masks
     sequence: VosSequence | None = None
     protocol: str = ""
 
     @property
     def identity(self) -> Json:
         """Files with size and time stamp: what a rerun must find unchanged."""
-        masks = {str(frame): file_stamp(file) for frame, file in self.masks.items()}
+        masks: Json = {str(frame): file_stamp(file) for frame, file in self.masks.items()}
+        if self.chosen is not None:
+            chosen = self.chosen
+            stamp = file_stamp(str(chosen.home / "hierarchy.npz"))
+            masks = {"from": stamp, "objects": [list(g) for g in chosen.objects], "cut": chosen.clusters}
         truth = [file_stamp(str(path)) for path in self.sequence.truth] if self.sequence else []
         # what came through a pipe cannot be compared: never the same again
         video = [STDIN, uuid4().hex] if self.source == STDIN else file_stamp(self.source)
@@ -260,6 +266,8 @@ def _rounded(timings: Any) -> Json:
 
 
 def _masks(job: TrackJob) -> Mapping[int, Any]:
+    if job.chosen is not None:
+        return job.chosen.masks()
     if job.sequence is None:
         return job.masks
     first = label_map(job.sequence.truth[0], merge=job.sequence.merge)
@@ -287,7 +295,15 @@ def _written(folder: Path, name: str, frames: int) -> list[Path]:
 
 
 def track_plan(
-    *, output: Path | None, settings: Settings, inputs: Sequence[str], masks: Sequence[str], resize_mask: bool
+    *,
+    output: Path | None,
+    settings: Settings,
+    inputs: Sequence[str],
+    masks: Sequence[str] = (),
+    resize_mask: bool = False,
+    result: Path | None = None,
+    objects: str | None = None,
+    cut: int | None = None,
 ) -> Plan:
     """`unspool track`: one job per video that has a mask; a video without one is failed work."""
     videos = expand_inputs(inputs)
@@ -297,12 +313,35 @@ def track_plan(
     folder = output or default_folder("track", videos)
     tracking = _tracking_record(settings)
     jobs, failures = [], []
-    for name, video, given in zip(names, videos, masks_of(videos, names, masks), strict=True):
+    for name, video, given in zip(
+        names, videos, _objects_of(videos, names, masks, result, objects, cut), strict=True
+    ):
         if isinstance(given, str):
             failures.append((name, given))
         else:
-            jobs.append(TrackJob(name, video, folder, settings, tracking, given, resize_mask))
+            jobs.append(TrackJob(name, video, folder, settings, tracking, **given, resize_mask=resize_mask))
     return _tracking_plan("track", folder, settings, tracking, jobs, failures=tuple(failures))
+
+
+def _objects_of(
+    videos: Sequence[str],
+    names: Sequence[str],
+    masks: Sequence[str],
+    result: Path | None,
+    objects: str | None,
+    cut: int | None,
+) -> list[Json | str]:
+    """Per video, fields of its job that say what is tracked; or why nothing can be."""
+    if result is None:
+        if objects is not None or cut is not None:
+            raise UsageError("--objects and --cut choose objects of a segmentation; name it with --from")
+        return [g if isinstance(g, str) else {"masks": g} for g in masks_of(videos, names, masks)]
+    if masks:
+        raise UsageError("give either --mask or --from: the objects come from a file or from a segmentation")
+    from unspool.segments import chosen_of  # noqa: PLC0415 (torch only when work starts)
+
+    chosen = chosen_of(result, names, objects, cut)
+    return [c if isinstance(c, str) else {"chosen": c} for c in chosen]
 
 
 def eval_plan(

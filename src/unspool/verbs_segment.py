@@ -18,6 +18,7 @@ from typing import Any
 from unspool.errors import UnspoolError, UnspoolWarning, UsageError
 from unspool.inputs import default_folder, expand_inputs, names_of
 from unspool.jobs import Estimate, Interrupted, Plan, Report, Stop
+from unspool.masks import display_colours
 from unspool.options import file_stamp, in_words, parse_single, read_toml, size_in_bytes
 from unspool.results import Json, VideoResult
 from unspool.video import open_video
@@ -25,6 +26,8 @@ from unspool.video import open_video
 SHIPPED = "correlator.safetensors"  # in weights/: what segments where no model is named
 UNTRAINED: Json = {"represent": "features", "finest": 0.07}  # of an encoder without a block of its own
 UNTRAINED_TAU = 0.1  # cosine distance
+
+PALETTE = 96  # colours that the clusters of a cut share
 
 # ----------------------------------------------------------------------------------------- settings
 
@@ -297,11 +300,11 @@ def _segment_video(
                     "grid": list(found.labels.shape[1:]),
                     "timings": {**clock.seconds, "write": round(result.seconds_writing, 3)},
                 },
-                page={"segments": _for_page(job, found, tree, attention.shown, how)},
+                page={"segments": for_page(job, found, tree, attention.shown, how)},
             )
 
 
-def _for_page(job: SegmentJob, found: Any, tree: Json | None, shown: Sequence[int], how: Any) -> Json:
+def for_page(job: SegmentJob, found: Any, tree: Json | None, shown: Sequence[int], how: Any) -> Json:
     """What the page says of a segmentation, and why it lacks what it lacks."""
     why = "" if shown else f"'{how.represent}' was clustered, which has no queries and keys"
     return {
@@ -311,6 +314,7 @@ def _for_page(job: SegmentJob, found: Any, tree: Json | None, shown: Sequence[in
         "attention": list(shown),
         "why_not": why,
         "every": job.settings.every,
+        "colours": [f"#{bytes(c).hex()}" for c in display_colours(range(1, PALETTE + 1)).values()],
         "track": ["unspool", "track", job.source],
         "from": str(job.folder),
     }
