@@ -14,10 +14,10 @@ FLOORS = [
     {"tracking", "segmenting"},
     {"protocols"},
     {"results"},
-    {"page_training"},
+    {"page_clustering", "page_training"},
     {"page", "training"},
     {"inputs", "jobs", "reporting"},
-    {"verbs", "verbs_train"},
+    {"verbs", "verbs_clustering", "verbs_train"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
