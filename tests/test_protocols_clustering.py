@@ -10,7 +10,7 @@ from unspool.metrics import clustering
 from unspool.ops import kmeans
 from unspool.ops.kmeans import KMeans
 from unspool.protocols import clustering as protocol
-from unspool.protocols.clustering import Clustering, Labelled, as_categories, score_clips
+from unspool.protocols.clustering import Clustering, Labelled, pooled, score_clips
 
 QUICK = KMeans(iterations=10, tries=2)
 
@@ -152,15 +152,32 @@ def test_every_named_protocol_runs() -> None:
         assert 0 <= score_clips(clips(2), few).bg[0] <= 1
 
 
-# ------------------------------------------------------------------------------------------------ truth
+def test_scores_of_parts_pool_to_that_of_all_units() -> None:
+    how = Clustering("clip", side=12, kmeans=QUICK, seeds=(0, 1))
+    every = clips(3)
+    whole, parts = score_clips(every, how), [score_clips(part, how) for part in (every[:1], every[1:])]
+    found = pooled(parts)
+    assert found.units == 3 and found.having == whole.having
+    assert found.bg == pytest.approx(whole.bg) and found.nobg == pytest.approx(whole.nobg)
+    assert found.classes == pytest.approx(whole.classes)
 
 
-def test_ids_become_categories_without_colliding() -> None:
-    labels = np.array([[1, 2, 3, 0, 255]], np.uint8)
-    assert as_categories(labels, {1: 2, 2: 3, 3: 1}).tolist() == [[2, 3, 1, 0, 255]]
-    assert as_categories(labels, {1: 9, 2: 9, 3: 1}).tolist() == [[9, 9, 1, 0, 255]]
+@pytest.mark.parametrize("unit", ["frame", "clip", "dataset"])
+def test_clusters_are_drawn_as_the_classes_that_they_match(unit: str) -> None:
+    drawn: dict[str, np.ndarray] = {}
+
+    def draw(of: Labelled, classes: np.ndarray) -> bool:
+        drawn[of.name] = classes
+        assert np.array_equal(classes, of.truth)  # features tell classes apart
+        return True
+
+    how = Clustering(unit, at="tokens", side=12, kmeans=QUICK, seeds=(0, 1))  # type: ignore[arg-type]
+    score_clips(clips(2), how, draw)
+    assert len(drawn) == (4 if unit == "frame" else 2)
 
 
-def test_an_id_without_category_is_refused() -> None:
-    with pytest.raises(DataError, match=r"ids \[4\] have no category"):
-        as_categories(np.array([0, 4]), {1: 2})
+def test_a_data_set_is_drawn_until_no_more_is_wanted() -> None:
+    drawn = []
+    how = Clustering("dataset", at="tokens", side=12, kmeans=QUICK, seeds=(0,))
+    score_clips(clips(3), how, lambda of, classes: bool(drawn.append(of.name)))
+    assert drawn == ["clip0"]

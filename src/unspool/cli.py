@@ -267,6 +267,69 @@ def eval_tracking(
     return _run(verbs.eval_plan, run, model, data=data, names=tuple(sequences or ()), protocol=protocol)
 
 
+@evaluate.command(name="clustering")
+def eval_clustering(
+    *,
+    data: str,
+    model: Annotated[str, Parameter(group=MODEL)] = "random-vits16",
+    before: Annotated[str | None, Parameter(group=MODEL)] = None,
+    resolution: Annotated[int | None, Parameter(group=MODEL)] = None,
+    sequences: list[str] | None = None,
+    protocol: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    clusters: int | None = None,
+    seeds: int = 5,
+    sample: int = 0,
+    frames: int | None = None,
+    device: Annotated[str, Parameter(group=RUNTIME)] = "auto",
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], Parameter(group=RUNTIME)] = "fp32",
+    seed: Annotated[int, Parameter(group=RUNTIME)] = 0,
+    run: RunOptions = RunOptions(),
+) -> int:
+    """Cluster the features of an encoder, match clusters to classes, and score them.
+
+    Example: `unspool eval clustering --data davis17:DAVIS --model dino-vits16 --protocol cluster-clip`
+
+    Example: `unspool eval clustering --data rendered:20 --model runs/b --before dino-vits16`
+
+    Parameters
+    ----------
+    data
+        KIND:PATH. Kinds: davis17, ytvos, visor (in DAVIS's layout), voc, rendered (rendered:N, N clips).
+    model
+        Encoder: a name (see `unspool models`), a checkpoint file, or a training result.
+    before
+        A second encoder, e.g. that before tuning, shown beside the first.
+    resolution
+        Side of the encoder's square input, px. Default: 224 (voc: 448).
+    sequences
+        Only these videos or images.
+    protocol
+        cluster-frame, cluster-clip, cluster-dataset (f, c, d for short), overcluster-frame, -clip, -dataset,
+        cluster-voc-k21, overcluster-voc-k500. Default: all that suit the data.
+    clusters
+        K. Default: as many as ids in the truth (cluster-...), the publication's number (overcluster-...).
+    seeds
+        How often k-means is run; the mean and standard deviation are given.
+    sample
+        Points per cluster that centres are fitted to; 0: all. The published code: 256.
+    frames
+        Frames of a clip. Default: 16 (ytvos, visor: 4).
+    device
+        auto, cpu, cuda, cuda:1 or mps.
+    precision
+        Arithmetic of the encoder.
+    seed
+        Seed of randomly initialised encoders.
+    """
+    from unspool import verbs_clustering as verbs
+
+    return _run(
+        verbs.clustering_plan, run, None, data=data, encoder=model, before=before, resolution=resolution,
+        names=tuple(sequences or ()), protocols=protocol or (), clusters=clusters, seeds=seeds, sample=sample,
+        frames=frames, device=device, precision=precision, seed=seed,
+    )  # fmt: skip
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class EncoderOptions:

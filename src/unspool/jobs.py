@@ -29,6 +29,7 @@ from unspool.page import write_page
 from unspool.results import Json, Run, read_done
 
 Report = Callable[[Json], None]
+KEPT_ASIDE = ("identity", "per_frame", "clustered", "shares", "pictures")  # of done.json: not for run.json
 
 
 class Stop(Protocol):
@@ -154,7 +155,7 @@ def _recorded(run: Run, report: Report, name: str, outcome: Json | BaseException
         trace = "" if known else "".join(traceback.format_exception(outcome))
         return _failed(run, report, name, reason, trace)
     entry = {**outcome, "status": "done"}
-    shown = {k: v for k, v in entry.items() if k not in ("identity", "per_frame")}
+    shown = {k: v for k, v in entry.items() if k not in KEPT_ASIDE}
     run.video(shown)
     report({"event": "done", "video": name, **shown})
     return entry

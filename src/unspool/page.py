@@ -29,6 +29,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from unspool.errors import OutputError, UsageError
+from unspool.page_clustering import Clustered, read_clustered
 from unspool.page_training import Learning, read_learning
 from unspool.results import written_whole
 
@@ -81,6 +82,7 @@ class Result:
     scores: dict[str, float]  # of the whole run
     entries: list[Entry]  # worst first
     learning: Learning | None = None  # of a training run
+    clustered: Clustered | None = None  # of a clustering
 
     @property
     def headline(self) -> list[tuple[str, float]]:
@@ -97,10 +99,12 @@ class Result:
 
     @property
     def title(self) -> str:
-        """The video, or how many; a training run is called by its folder."""
+        """The video, or how many; a training run is called by its folder, a clustering by its data."""
         count = len(self.entries)
         if self.trains:
             return self.folder
+        if self.clustered:
+            return str(self.run.get("config", {}).get("data", self.folder))
         return self.entries[0].name if count == 1 else f"{count:,} videos"
 
     @property
@@ -171,6 +175,7 @@ def read_result(folder: Path) -> Result:
         scores=_numbers(scores.get("global")),
         entries=sorted(entries, key=_worst_first),
         learning=learning,
+        clustered=read_clustered(scores),
     )
 
 
@@ -199,7 +204,7 @@ def _entry(folder: Path, video: Json, sequence: Json | None) -> Entry:
         per_object={
             str(k): _with_mean(_numbers(v)) for k, v in ((sequence or {}).get("objects") or {}).items()
         },
-        pictures=bool(done),
+        pictures="objects" in done,
     )
 
 

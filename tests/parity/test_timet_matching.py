@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from oracles_timet import released_propagation_scores, released_remap
 
+from unspool.data.labelled import as_categories
 from unspool.metrics import clustering
-from unspool.protocols.clustering import as_categories
 
 Recording = dict[str, np.ndarray]
 Golden = Callable[[str], Recording]

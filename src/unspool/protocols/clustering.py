@@ -10,7 +10,7 @@ Source: Timetuning evaluation.py, clustering.py; leopart experiments/overcluster
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Literal
@@ -30,6 +30,7 @@ from unspool.ops.kmeans import KMeans
 from unspool.ops.pca import Moments, Reduction, moments, reduction
 from unspool.ops.resize import nearest_source
 
+NOTHING = "no unit of the data set holds a class; its truth is void throughout"
 HELD = 1 << 30  # bytes of reduced features that centres of a data set are fitted to at once
 
 
@@ -92,6 +93,7 @@ class Score:
     bg: tuple[float, ...]
     nobg: tuple[float, ...]
     classes: Mapping[int, float]  # IoU by id, mean over units that have it, then over seeds
+    having: Mapping[int, int]  # units that have the id
 
     def summary(self) -> dict[str, float]:
         """Mean and standard deviation over seeds (NaN of a single one), under the full names."""
@@ -102,14 +104,44 @@ class Score:
         return found
 
 
-def score_clips(clips: Iterable[Labelled], how: Clustering) -> Score:
+# What of a unit's frames belongs to which class, for the first seed; whether more are wanted.
+Draw = Callable[[Labelled, Int64[np.ndarray, "t H W"]], bool]
+
+
+def score_clips(clips: Iterable[Labelled], how: Clustering, draw: Draw | None = None) -> Score:
     """The protocol's numbers; `clips` are gone through once, or for a data set three times.
 
-    Raises DataError, which names the clip, where there are more clusters than tokens; and where no unit has
-    a class that is not void. Units of void alone are not scored.
+    `draw` is handed units with their clusters as the classes that they were matched to, a data set clip by
+    clip in a further pass, until it wants no more. Raises DataError, which names the clip, where there are
+    more clusters than tokens; and where no unit has a class that is not void. Units of void alone are not
+    scored.
     """
     score = score_dataset if how.unit == "dataset" else score_units
-    return score(clips, how)
+    return score(clips, how, draw)
+
+
+def pooled(scores: Iterable[Score]) -> Score:
+    """The score of all units together, from those of parts, of the same protocol and seeds."""
+    parts = list(scores)
+    units = sum(part.units for part in parts)
+    if not units:
+        raise DataError(NOTHING)
+    bg, nobg = (
+        tuple(
+            sum(part.units * value for part, value in zip(parts, of_seed, strict=True)) / units
+            for of_seed in zip(*(getattr(part, which) for part in parts), strict=True)
+        )
+        for which in ("bg", "nobg")
+    )
+    having = {
+        id_: sum(part.having.get(id_, 0) for part in parts)
+        for id_ in sorted({id_ for part in parts for id_ in part.having})
+    }
+    classes = {
+        id_: sum(part.classes.get(id_, 0.0) * part.having.get(id_, 0) for part in parts) / number
+        for id_, number in having.items()
+    }
+    return Score(parts[0].name, units, bg, nobg, classes, having)
 
 
 def full_name(how: Clustering) -> str:
@@ -120,12 +152,12 @@ def full_name(how: Clustering) -> str:
 # --------------------------------------------------------------------------------------- frames and clips
 
 
-def score_units(clips: Iterable[Labelled], how: Clustering) -> Score:
+def score_units(clips: Iterable[Labelled], how: Clustering, draw: Draw | None = None) -> Score:
     """Each frame or clip on its own."""
     by_seed: dict[int, list[ClusterScores]] = {seed: [] for seed in how.seeds}
     for clip in clips:
         for unit in _units(clip, how.unit):
-            for seed, scored in _score_unit(unit, how):
+            for seed, scored in _score_unit(unit, how, draw):
                 by_seed[seed].append(scored)
     return _mean(by_seed, how)
 
@@ -138,7 +170,7 @@ def _units(clip: Labelled, unit: str) -> Iterator[Labelled]:
         yield Labelled(f"{clip.name}, frame {t}", clip.features[t : t + 1], clip.truth[t : t + 1])
 
 
-def _score_unit(unit: Labelled, how: Clustering) -> Iterator[tuple[int, ClusterScores]]:
+def _score_unit(unit: Labelled, how: Clustering, draw: Draw | None) -> Iterator[tuple[int, ClusterScores]]:
     truth = resized_truth(unit.truth, how.side)
     present = np.setdiff1d(truth, [VOID])
     if not len(present):
@@ -148,13 +180,17 @@ def _score_unit(unit: Labelled, how: Clustering) -> Iterator[tuple[int, ClusterS
     points = _rows(maps)
     for seed in how.seeds:
         centres = _fit(points, how.clusters or len(present), seed, how, unit.name)
-        yield seed, _scored([_counts(maps, centres, truth)], how)
+        labels = _labels(maps, centres, truth)
+        scored = _scored(total_counts(labels, truth), how)
+        if draw and seed == how.seeds[0]:
+            draw(unit, _as_classes(labels, scored))
+        yield seed, scored
 
 
 # ------------------------------------------------------------------------------------------- a data set
 
 
-def score_dataset(clips: Iterable[Labelled], how: Clustering) -> Score:
+def score_dataset(clips: Iterable[Labelled], how: Clustering, draw: Draw | None = None) -> Score:
     """All clips together: moments in a first pass, centres from (a sample of) a second, counts in a third."""
     seen, points, ids = _first_pass(clips, how)
     reduce = reduction(seen, how.dims)
@@ -167,8 +203,16 @@ def score_dataset(clips: Iterable[Labelled], how: Clustering) -> Score:
         truth = resized_truth(clip.truth, how.side)
         maps = _clustered_maps(clip.features, reduce, truth, how)
         for seed, of_seed in centres.items():
-            counts[seed] = _sum(counts[seed], _counts(maps, of_seed, truth))
-    return _mean({seed: [_scored([each], how)] for seed, each in counts.items()}, how)
+            counts[seed] = _sum(counts[seed], total_counts(_labels(maps, of_seed, truth), truth))
+    scored = {seed: _scored(each, how) for seed, each in counts.items()}
+    if draw:
+        for clip in clips:
+            truth = resized_truth(clip.truth, how.side)
+            maps = _clustered_maps(clip.features, reduce, truth, how)
+            labels = _labels(maps, centres[how.seeds[0]], truth)
+            if not draw(clip, _as_classes(labels, scored[how.seeds[0]])):
+                break
+    return _mean({seed: [each] for seed, each in scored.items()}, how)
 
 
 def _first_pass(clips: Iterable[Labelled], how: Clustering) -> tuple[Moments, int, set[int]]:
@@ -225,15 +269,22 @@ def _fit(
     try:
         return kmeans.fit(points, k, seed, how.kmeans)
     except DataError as error:
-        raise DataError(f"{where}: {error}") from error
+        raise DataError(f"{where}: {error} (K is set by --clusters)") from error
 
 
-def _counts(
+def _labels(
     maps: Float[Tensor, "t d h w"], centres: Float[Tensor, "k d"], truth: Integer[np.ndarray, "t H W"]
-) -> Counts:
-    """Pixels of every cluster in every class; cluster maps of tokens are stretched to the truth, nearest."""
+) -> Int64[np.ndarray, "t H W"]:
+    """The cluster of every pixel of the truth; cluster maps of tokens are stretched, nearest."""
     labels = kmeans.nearest(_rows(maps), centres).view(len(maps), *maps.shape[2:]).cpu()
-    return total_counts(_stretched(labels, truth.shape[1:]), truth)
+    return _stretched(labels, truth.shape[1:])
+
+
+def _as_classes(labels: Int64[np.ndarray, "t H W"], scored: ClusterScores) -> Int64[np.ndarray, "t H W"]:
+    """Clusters as their classes; one that lies in void throughout was not matched, and is background."""
+    table = np.zeros(max(len(scored.class_of), int(labels.max()) + 1), np.int64)
+    table[: len(scored.class_of)] = scored.class_of
+    return np.asarray(table[labels])
 
 
 def _stretched(labels: Int64[Tensor, "t h w"], size: tuple[int, ...]) -> Int64[np.ndarray, "t H W"]:
@@ -249,11 +300,8 @@ def resized_truth(truth: Integer[np.ndarray, "t H W"], side: int) -> Integer[np.
     return np.asarray(truth[:, rows][:, :, columns])
 
 
-def _scored(counts: Iterable[Counts], how: Clustering) -> ClusterScores:
-    total = np.zeros((1, 1), np.int64)
-    for each in counts:
-        total = _sum(total, each)
-    return clustering_of_counts(total, how.rule, classes=how.classes or None)
+def _scored(counts: Counts, how: Clustering) -> ClusterScores:
+    return clustering_of_counts(counts, how.rule, classes=how.classes or None)
 
 
 def _sum(one: Counts, other: Counts) -> Counts:
@@ -263,7 +311,7 @@ def _sum(one: Counts, other: Counts) -> Counts:
 def _mean(by_seed: Mapping[int, list[ClusterScores]], how: Clustering) -> Score:
     units = len(by_seed[how.seeds[0]])
     if not units:
-        raise DataError("no unit of the data set holds a class; its truth is void throughout")
+        raise DataError(NOTHING)
     bg, nobg = (
         tuple(fmean(each.miou(background=background) for each in scores) for scores in by_seed.values())
         for background in (True, False)
@@ -274,23 +322,5 @@ def _mean(by_seed: Mapping[int, list[ClusterScores]], how: Clustering) -> Score:
             for id_, iou in zip(each.classes.tolist(), each.iou().tolist(), strict=True):
                 of_class.setdefault(id_, []).append(iou)
     classes = {id_: fmean(values) for id_, values in sorted(of_class.items())}
-    return Score(full_name(how), units, bg, nobg, classes)
-
-
-# ------------------------------------------------------------------------------------------------ truth
-
-
-def as_categories(
-    labels: Integer[np.ndarray, "*shape"], table: Mapping[int, int]
-) -> Integer[np.ndarray, "*shape"]:
-    """Object ids as the categories that `table` gives them; background and void keep theirs.
-
-    Looked up all at once: renaming id after id in place merges those whose new id is yet to be renamed.
-    Objects of one category become one class. Raises DataError for an id that has no category.
-    """
-    renamed = {0: 0, VOID: VOID, **table}
-    found, place = np.unique(labels, return_inverse=True)
-    if missing := sorted(set(found.tolist()) - set(renamed)):
-        raise DataError(f"ids {missing} have no category; the table knows {sorted(table)}")
-    categories = np.array([renamed[id_] for id_ in found.tolist()], labels.dtype)
-    return np.asarray(categories[place].reshape(labels.shape))
+    having = {id_: len(of_class[id_]) // len(how.seeds) for id_ in classes}
+    return Score(full_name(how), units, bg, nobg, classes, having)
