@@ -77,7 +77,7 @@ def test_a_documented_command_parses(page: str, line: str) -> None:
 
 def test_every_verb_is_documented() -> None:
     documented = "\n".join(TEXT.values())
-    for verb in ("demo", "track", "eval tracking", "train dul", "models", "view"):
+    for verb in ("demo", "segment", "track", "eval tracking", "train dul", "models", "view"):
         assert f"unspool {verb}" in documented
 
 

@@ -317,3 +317,20 @@ def test_a_video_that_was_not_segmented_is_named(run: Run, tmp_path: Path) -> No
     code, _, err = run("track", "videos", "--from", "s", "-o", "t")
     assert code == 1
     assert "holds no finished segmentation of 'b'" in err
+
+
+# --------------------------------------------------------------------------------- after clustering
+
+
+@pytest.mark.parametrize("upsampling", ["nearest", "bilinear", "guided"])
+def test_the_largest_objects_stay_and_the_result_names_what_was_done(
+    run: Run, tmp_path: Path, upsampling: str
+) -> None:
+    make_clip(tmp_path / "clip.mp4", frames=2)
+    options = ("--largest", "2", "--fill-holes", "--upsampling", upsampling)
+    code, _, err = run("segment", "clip.mp4", *SMALL, "-o", "r", *options)
+    assert code == 0, err
+    mask = read_truth(tmp_path / "r" / "videos" / "clip" / "masks" / "00000.png")
+    assert len(set(np.unique(mask).tolist()) - {0}) == 2
+    said = {"smallest": 0.0, "largest": 2, "upsampling": upsampling, "fill_holes": True}
+    assert read(tmp_path / "r" / "run.json")["config"]["refining"] == said

@@ -183,6 +183,14 @@ class SegmentOptions:
     "Share of frames that are attended to, 0..1. Default: 0.1 from 20 frames on, else 1."
     window: Annotated[int | None, Parameter(group=CUTTING)] = None
     "Frames clustered together; identities are carried from window to window. Default: 120."
+    smallest: Annotated[float | None, Parameter(group=CUTTING)] = None
+    "Objects that cover less than this share of all frames become background, 0..1. Default: 0."
+    largest: Annotated[int | None, Parameter(group=CUTTING)] = None
+    "Only so many of the largest objects stay. Default: all."
+    fill_holes: Annotated[bool | None, Parameter(group=CUTTING)] = None
+    "Background that one object encloses becomes that object."
+    upsampling: Annotated[Literal["nearest", "bilinear", "guided"] | None, Parameter(group=CUTTING)] = None
+    "From tokens to pixels: as published, smooth, or along the edges of the image. Default: nearest."
     settings: Annotated[list[str] | None, Parameter(name="--set", group=CUTTING)] = None
     "One setting, KEY=VALUE; repeatable. E.g. `--set represent=features`, `--set clustering.frames=5`."
     config: Annotated[Path | None, Parameter(group=CUTTING)] = None

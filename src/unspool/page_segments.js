@@ -209,6 +209,7 @@ const cutting = {
 
   /** A click in the picture, at (x, y) in 0..1. */
   click(x, y) {
+    if (painted < 0) return undefined; // what is under the pointer is not there yet
     if (this.tool === "attend") {
       const [h, w] = this.facts.grid;
       return this.attend(position, Math.min(h - 1, Math.floor(y * h)) * w + Math.min(w - 1, Math.floor(x * w)));
@@ -320,6 +321,7 @@ const cutting = {
     byId("bands").hidden = clusters !== null;
     byId("cut-chips").hidden = clusters === null;
     byId("choosing").hidden = !look.chosen.size;
+    for (const chip of document.querySelectorAll(".chip")) chip.classList.toggle("chosen", look.chosen.has(Number(chip.dataset.id)));
     byId("chosen-now").textContent = `${look.chosen.size} chosen`;
     byId("kept").replaceChildren(...kept.map(({ name, ids }, index) => {
       const drop = element("button", { type: "button", "aria-label": `Remove ${name}` }, "×");

@@ -9,7 +9,7 @@ data/NAME.tree/attention-000.js   8-bit queries and keys of a key frame, by its 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,16 @@ from torch import Tensor
 from unspool.errors import MaskError, UsageError
 from unspool.masks import Mask, ids_in, read_truth
 from unspool.ops.hierarchy import Tree, cut_into
+from unspool.ops.refining import (
+    Refining,
+    Upsampling,
+    bilinear,
+    guided,
+    largest_only,
+    nearest,
+    with_holes_filled,
+    without_small,
+)
 from unspool.results import (
     CHUNK_FRAMES,
     Json,
@@ -31,7 +41,7 @@ from unspool.results import (
     write_script,
     written_whole,
 )
-from unspool.segmenting import KeyFrames, Segmentation
+from unspool.segmenting import Image, KeyFrames, LabelMap, Segmentation
 
 ATTENTION_BYTES = 48 << 20  # of all queries and keys of a video, as text; more would make pages slow
 HALF = 0.5  # of its largest area: from there on an object is thought to be in view
@@ -98,6 +108,35 @@ def read_hierarchy(path: Path) -> Hierarchy:
         return Hierarchy(labels, frames, (height, width), float(held["tau"]), held.get("leaves"), tree)
     except (OSError, ValueError, KeyError) as error:
         raise MaskError(f"{path}: no readable hierarchy ({error}); run unspool segment again") from error
+
+
+def refined_masks(
+    found: Segmentation, images: Iterable[Image], how: Refining, patch: float
+) -> Iterator[tuple[Image, LabelMap]]:
+    """Each image with its label map at the video's size, refined as asked; cluster k is id k+1, 0 nobody.
+
+    `patch`: px of the video that a token covers; the guided filter looks as far.
+    """
+    if how == Refining():
+        yield from zip(images, found.masks(), strict=True)
+        return
+    ids = torch.from_numpy(found.labels.astype(np.int64) + 1)
+    ids = without_small(ids, how.smallest)
+    ids = largest_only(ids, how.largest) if how.largest else ids
+    kind = np.uint8 if int(ids.max()) <= 254 else np.uint16
+    for image, frame in zip(images, ids, strict=True):
+        whole = _upsampled(frame, image, found.size, how.upsampling, patch)
+        whole = with_holes_filled(whole) if how.fill_holes else whole
+        yield image, whole.numpy().astype(kind)
+
+
+def _upsampled(frame: Tensor, image: Image, size: tuple[int, int], how: Upsampling, patch: float) -> Tensor:
+    if how == "nearest":
+        return nearest(frame, size)
+    if how == "bilinear":
+        return bilinear(frame, size)
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
+    return guided(frame, pixels, max(1, round(patch)))
 
 
 # -------------------------------------------------------------------------------------- for the page

@@ -42,6 +42,7 @@ from unspool.protocols.tracking import (
 )
 from unspool.rendered import RenderedClip, demo_scene
 from unspool.results import Json, VideoResult, safe_name, write_json, written_whole
+from unspool.verbs_segment import SegmentJob, SegmentSettings, segment_video, segmenting_record
 from unspool.video import Video, VideoWriter, open_video
 from unspool.video.stream import Stream
 
@@ -418,7 +419,8 @@ def demo_plan(*, output: Path | None, settings: Settings) -> Plan:
     folder = output or Path("unspool-demo")
     tracking = _tracking_record(settings)
     job = DemoJob("rendered", folder, settings, tracking)
-    plan = _tracking_plan("demo", folder, settings, tracking, [job])
+    config = {"segmenting": segmenting_record(segmenting_of_demo(settings))}
+    plan = _tracking_plan("demo", folder, settings, tracking, [job], config=config)
     finish = partial(_finish_demo, job)
     return replace(plan, work=demo_video, finish=finish)
 
@@ -439,9 +441,14 @@ class DemoJob:
 
 
 def demo_video(job: DemoJob, report: Report, stop: Stop) -> Json:
-    """Render the clip, its first mask and its truth to files as a user would have them, and track it."""
+    """Render the clip, its first mask and its truth to files as a user would have them; segment and track it.
+
+    The segmentation is a second video of the page; tracking comes last, since its `done.json` ends the job.
+    """
     report({"event": "note", "text": "rendering a clip of which every mask is known"})
     sequence = _render(job)
+    found = segment_video(_demo_segment(job, sequence), report, stop)
+    report({"event": "note", "text": f"{found['name']}: {len(found['objects'])} objects without any label"})
     done = track_video(_demo_track(job, sequence), report, stop)
     return done | {"identity": job.identity}
 
@@ -451,6 +458,27 @@ def _demo_track(job: DemoJob, sequence: VosSequence) -> TrackJob:
         job.name, str(sequence.frames), job.folder, job.settings, job.tracking,
         sequence=sequence, protocol=DEMO_PROTOCOL,
     )  # fmt: skip
+
+
+def _demo_segment(job: DemoJob, sequence: VosSequence) -> SegmentJob:
+    settings = segmenting_of_demo(job.settings)
+    return SegmentJob(
+        f"{job.name}-segmented", str(sequence.frames), job.folder, settings, segmenting_record(settings)
+    )
+
+
+def segmenting_of_demo(settings: Settings) -> SegmentSettings:
+    """Every other frame, small, with the model that segments best of those named."""
+    from unspool.encoders.correlator import holds_block  # noqa: PLC0415
+
+    return SegmentSettings(
+        model=settings.model if holds_block(settings.model) else None,
+        every=2,
+        device=settings.device,
+        precision=settings.precision,
+        seed=settings.seed,
+        segmenting={"resolution": [128, 224]},
+    )
 
 
 MOST_IDS = 254  # of the layout of DAVIS: 8 bits, less background and void
@@ -478,8 +506,10 @@ def _finish_demo(job: DemoJob, folder: Path, done: Sequence[Json]) -> str:
     scored = [from_record(entry["name"], entry["per_frame"]) for entry in done]
     still = [score_standing_still(job.name, truth, DEMO_PROTOCOL)]
     line = _write_scores(folder, score_table(scored, DEMO_PROTOCOL, still))
-    own = shlex.join(["unspool", "track", str(home / "clip.mp4"), "--mask", str(home / "first.png")])
-    return f"{line}\nThe same with files, as you would with your own: {own}"
+    clip = str(home / "clip.mp4")
+    own = shlex.join(["unspool", "track", clip, "--mask", str(home / "first.png")])
+    cut = shlex.join(["unspool", "segment", clip])
+    return f"{line}\nThe same with files, as you would with your own: {own}\nWithout a mask: {cut}"
 
 
 def _tracking_plan(

@@ -43,6 +43,7 @@ class SegmentSettings:
     seed: int = 0
     memory: int | None = None  # bytes that the command may take in all
     segmenting: Json = field(default_factory=dict)  # single settings over the defaults
+    refining: Json = field(default_factory=dict)  # fields of `unspool.ops.refining.Refining`
     processes: int = 1  # that share the memory
 
     @property
@@ -67,7 +68,7 @@ def resolve_segment_settings(
     Keys that are no option are fields of `Segmenting` (`window`, `represent`, ...) or, below `clustering`, of
     `Clustering`; `tau`, `key_ratio` and `resolution` are short for some. Raises UsageError for any other.
     """
-    merged: Json = {"segmenting": {}}
+    merged: Json = {"segmenting": {}, "refining": {}}
     if config is not None:
         _merge(merged, read_toml(config), str(config))
     for text in single:
@@ -78,16 +79,19 @@ def resolve_segment_settings(
     settings = SegmentSettings(**merged, processes=1 if workers == 1 else workers + 1)
     if settings.every < 1:
         raise UsageError(f"--every {settings.every}: at least 1, which segments all frames")
+    _refining(settings)
     return settings
 
 
 def _merge(merged: Json, table: Json, origin: str) -> None:
+    from unspool.ops.refining import Refining  # noqa: PLC0415
     from unspool.segmenting import Segmenting  # noqa: PLC0415 (torch only when work starts)
 
-    own = {f.name for f in fields(SegmentSettings)} - {"segmenting", "processes"}
+    own = {f.name for f in fields(SegmentSettings)} - {"segmenting", "refining", "processes"}
+    after = {f.name for f in fields(Refining)}
     inner = {f.name for f in fields(Segmenting)} - {"memory"}
     target = merged["segmenting"]
-    for key, value in {**table.pop("segmenting", {}), **table}.items():
+    for key, value in {**table.pop("segmenting", {}), **table.pop("refining", {}), **table}.items():
         if key in own:
             merged[key] = value
         elif key == "tau":
@@ -98,10 +102,12 @@ def _merge(merged: Json, table: Json, origin: str) -> None:
             target["resolution"] = _resolution(value)
         elif key == "clustering" and isinstance(value, dict):
             target.setdefault("clustering", {}).update(value)
+        elif key in after:
+            merged["refining"][key] = value
         elif key in inner:
             target[key] = value
         else:
-            known = sorted(own | inner | {"tau", "key_ratio"})
+            known = sorted(own | inner | after | {"tau", "key_ratio"})
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
             raise UsageError(f"{origin}: '{key}' is no setting{hint} (there are {', '.join(known)})")
@@ -127,7 +133,7 @@ def _resolution(given: Any) -> list[int] | None:
     return sorted((short, long))
 
 
-def _segmenting_record(settings: SegmentSettings) -> Json:
+def segmenting_record(settings: SegmentSettings) -> Json:
     """All that decides clusters, spelt out; what `run.json` records and a rerun compares."""
     from unspool.encoders.correlator import holds_block  # noqa: PLC0415
 
@@ -154,6 +160,12 @@ def _how(record: Json, memory: int | None = None) -> Any:
     if memory is not None:
         changes["memory"] = memory
     return Segmenting(**changes, clustering=Clustering(**clustering))
+
+
+def _refining(settings: SegmentSettings) -> Any:
+    from unspool.ops.refining import Refining  # noqa: PLC0415
+
+    return Refining(**_fitting(Refining(), settings.refining, "refining."))
 
 
 def _fitting(defaults: Any, changes: Json, prefix: str) -> Json:
@@ -257,7 +269,7 @@ def _segment_video(
     job: SegmentJob, report: Report, stop: Stop, caught: list[warnings.WarningMessage]
 ) -> Json:
     from unspool.segmenting import segment  # noqa: PLC0415
-    from unspool.segments import AttentionWriter, write_hierarchy, write_tree  # noqa: PLC0415
+    from unspool.segments import AttentionWriter, refined_masks, write_hierarchy, write_tree  # noqa: PLC0415
 
     started = perf_counter()
     correlator, identity = _model_of(job.settings), job.identity
@@ -281,7 +293,9 @@ def _segment_video(
             clock.total = len(video)
             found = segment(video, correlator, how, progress=clock, attended=attention)
             clock.begin("writing")
-            for image, labels in zip(video, found.masks(), strict=True):
+            refining = _refining(job.settings)
+            patch = video.height / found.labels.shape[1]
+            for image, labels in refined_masks(found, video, refining, patch):
                 result.write(image, labels)
                 clock("writing", 1)
             frames = range(0, len(found.labels) * job.settings.every, job.settings.every)
@@ -297,6 +311,7 @@ def _segment_video(
                     "identity": identity,
                     "clusters": found.clusters,
                     "every": job.settings.every,
+                    "refining": asdict(refining),
                     "grid": list(found.labels.shape[1:]),
                     "timings": {**clock.seconds, "write": round(result.seconds_writing, 3)},
                 },
@@ -368,7 +383,7 @@ def segment_plan(*, output: Path | None, settings: SegmentSettings, inputs: Sequ
     videos = expand_inputs(inputs)
     names = names_of(videos)
     folder = output or default_folder("segment", videos)
-    segmenting = _segmenting_record(settings)
+    segmenting = segmenting_record(settings)
     jobs = [
         SegmentJob(name, video, folder, settings, segmenting)
         for name, video in zip(names, videos, strict=True)
@@ -379,6 +394,7 @@ def segment_plan(*, output: Path | None, settings: SegmentSettings, inputs: Sequ
         "precision": settings.precision,
         "seed": settings.seed,
         "segmenting": segmenting,
+        "refining": asdict(_refining(settings)),
     }
     return Plan(
         "segment",
