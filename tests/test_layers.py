@@ -17,8 +17,7 @@ FLOORS = [
     {"page_clustering", "page_training", "segments", "export_encoder"},
     {"page", "training", "export"},
     {"inputs", "jobs", "options", "reporting"},
-    {"verbs_segment"},
-    {"verbs", "verbs_clustering", "verbs_heads", "verbs_train"},
+    {"verbs", "verbs_clustering", "verbs_heads", "verbs_segment", "verbs_train"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -42,7 +42,6 @@ from unspool.protocols.tracking import (
 )
 from unspool.rendered import RenderedClip, demo_scene
 from unspool.results import Json, VideoResult, safe_name, write_json, written_whole
-from unspool.verbs_segment import SegmentJob, SegmentSettings, segment_video, segmenting_record
 from unspool.video import Video, VideoWriter, open_video
 from unspool.video.stream import Stream
 
@@ -419,8 +418,7 @@ def demo_plan(*, output: Path | None, settings: Settings) -> Plan:
     folder = output or Path("unspool-demo")
     tracking = _tracking_record(settings)
     job = DemoJob("rendered", folder, settings, tracking)
-    config = {"segmenting": segmenting_record(segmenting_of_demo(settings))}
-    plan = _tracking_plan("demo", folder, settings, tracking, [job], config=config)
+    plan = _tracking_plan("demo", folder, settings, tracking, [job])
     finish = partial(_finish_demo, job)
     return replace(plan, work=demo_video, finish=finish)
 
@@ -441,14 +439,9 @@ class DemoJob:
 
 
 def demo_video(job: DemoJob, report: Report, stop: Stop) -> Json:
-    """Render the clip, its first mask and its truth to files as a user would have them; segment and track it.
-
-    The segmentation is a second video of the page; tracking comes last, since its `done.json` ends the job.
-    """
+    """Render the clip, its first mask and its truth to files as a user would have them, and track it."""
     report({"event": "note", "text": "rendering a clip of which every mask is known"})
     sequence = _render(job)
-    found = segment_video(_demo_segment(job, sequence), report, stop)
-    report({"event": "note", "text": f"{found['name']}: {len(found['objects'])} objects without any label"})
     done = track_video(_demo_track(job, sequence), report, stop)
     return done | {"identity": job.identity}
 
@@ -458,27 +451,6 @@ def _demo_track(job: DemoJob, sequence: VosSequence) -> TrackJob:
         job.name, str(sequence.frames), job.folder, job.settings, job.tracking,
         sequence=sequence, protocol=DEMO_PROTOCOL,
     )  # fmt: skip
-
-
-def _demo_segment(job: DemoJob, sequence: VosSequence) -> SegmentJob:
-    settings = segmenting_of_demo(job.settings)
-    return SegmentJob(
-        f"{job.name}-segmented", str(sequence.frames), job.folder, settings, segmenting_record(settings)
-    )
-
-
-def segmenting_of_demo(settings: Settings) -> SegmentSettings:
-    """Every other frame, small, with the model that segments best of those named."""
-    from unspool.encoders.correlator import holds_block  # noqa: PLC0415
-
-    return SegmentSettings(
-        model=settings.model if holds_block(settings.model) else None,
-        every=2,
-        device=settings.device,
-        precision=settings.precision,
-        seed=settings.seed,
-        segmenting={"resolution": [128, 224]},
-    )
 
 
 MOST_IDS = 254  # of the layout of DAVIS: 8 bits, less background and void
