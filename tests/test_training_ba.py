@@ -12,14 +12,15 @@ import torch
 from make_training import ENVIRONMENT, HELD_OUT, assert_equal_states, read_lines, state, write_videos
 
 from unspool import UsageError, load_encoder
+from unspool.encoders.checkpoints import save_encoder
 from unspool.encoders.correlator import load_correlator
+from unspool.encoders.resnet import ResNetEncoder, resnet18_stride8
 from unspool.methods.ba import Config, build
 from unspool.training import Rhythm
 from unspool.training.processes import Machines
 from unspool.training.settings import METHODS, presets_of, resolve
 from unspool.verbs_train import Order, carry_out, describe
 
-MODEL = "random-vits16"
 SMALL = (
     "ba.clips=2",
     "ba.semantic_sets=[1, 2]",
@@ -29,7 +30,8 @@ SMALL = (
     "augmentation.size=[32, 48]",
     "augmentation.short_side=[32, 40]",
 )
-COMMAND = [sys.executable, "-m", "unspool", "train", "ba", "--model", MODEL, "--device", "cpu"]
+QUIET = Rhythm(validate_every=0, checkpoint_every=2)
+COMMAND = [sys.executable, "-m", "unspool", "train", "ba", "--device", "cpu"]
 COMMAND += ["--validate-every", "0", "-q", *(word for one in SMALL for word in ("--set", one))]
 
 
@@ -42,6 +44,15 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A ResNet of 32 channels, as a file."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("encoder") / "small.safetensors"
+    save_encoder(ResNetEncoder(resnet18_stride8("zeros", width=4), name="small"), path)
+    return str(path)
+
+
 @pytest.fixture
 def videos(tmp_path: Path) -> Path:
     return write_videos(tmp_path / "videos", 3)
@@ -52,8 +63,8 @@ def order(
     videos: Path,
     steps: int,
     *single: str,
-    model: str | None = MODEL,
-    rhythm: Rhythm = Rhythm(validate_every=0, checkpoint_every=2),
+    model: str | None = None,
+    rhythm: Rhythm = QUIET,
 ) -> Order:
     settings = resolve("ba", None, None, [*SMALL, *single], {"training.steps": steps})
     machines = Machines("cpu")
@@ -68,8 +79,8 @@ def run(wanted: Order, stop_after: int = 0) -> int:
     return carry_out(wanted, report, ["unspool", "train", "ba"])
 
 
-def command(folder: Path, videos: Path, *more: object) -> tuple[list[str], dict[str, str]]:
-    words = [*COMMAND, "--data", str(videos), "-o", str(folder), *map(str, more)]
+def command(folder: Path, videos: Path, model: str, *more: object) -> tuple[list[str], dict[str, str]]:
+    words = [*COMMAND, "--model", model, "--data", str(videos), "-o", str(folder), *map(str, more)]
     return words, {**ENVIRONMENT, "UNSPOOL_CACHE": str(folder.parent / "cache")}
 
 
@@ -80,10 +91,10 @@ def test_every_preset_of_ba_resolves() -> None:
     assert forms == {"ba-code": "code", "ba-paper": "paper", "ba-small": "code"}
 
 
-def test_the_block_learns_and_its_encoder_does_not(tmp_path: Path, videos: Path) -> None:
-    assert run(order(tmp_path / "a", videos, 2)) == 0
+def test_the_block_learns_and_its_encoder_does_not(tmp_path: Path, videos: Path, small: str) -> None:
+    assert run(order(tmp_path / "a", videos, 2, model=small)) == 0
     assert {"loss", "semantic", "motion"} <= set(read_lines(tmp_path / "a")[-1])
-    before, after = load_encoder(MODEL, device="cpu"), load_encoder(tmp_path / "a", device="cpu")
+    before, after = load_encoder(small, device="cpu"), load_encoder(tmp_path / "a", device="cpu")
     for old, new in zip(before.parameters(), after.parameters(), strict=True):
         assert torch.equal(old, new)
     torch.manual_seed(0)
@@ -96,44 +107,55 @@ def _block(folder: Path) -> torch.nn.Module:
     return block
 
 
-def test_what_is_saved_is_what_was_learnt(tmp_path: Path, videos: Path) -> None:
-    run(order(tmp_path / "a", videos, 2, "ba.heads=4", "ba.temporal_embedding=3", 'ba.features="tokens"'))
+def test_what_is_saved_is_what_was_learnt(tmp_path: Path, videos: Path, small: str) -> None:
+    run(
+        order(
+            tmp_path / "a",
+            videos,
+            2,
+            "ba.heads=4",
+            "ba.temporal_embedding=3",
+            'ba.features="tokens"',
+            model="random-vits16",
+        )
+    )
     kept, learnt = load_correlator(tmp_path / "a", device="cpu"), state(tmp_path / "a")["learner"]
     assert (kept.blocks[0].heads, kept.features) == (4, "tokens")
     found = kept.state_dict()
     assert all(torch.equal(found[key], learnt[key]) for key in learnt)
 
 
-def test_a_run_that_stopped_ends_where_it_would_have_ended(tmp_path: Path, videos: Path) -> None:
-    run(order(tmp_path / "whole", videos, 4))
+def test_a_run_that_stopped_ends_where_it_would_have_ended(tmp_path: Path, videos: Path, small: str) -> None:
+    run(order(tmp_path / "whole", videos, 4, model=small))
     with pytest.raises(KeyboardInterrupt):
-        run(order(tmp_path / "stopped", videos, 4), stop_after=3)
-    assert run(order(tmp_path / "stopped", videos, 4)) == 0
+        run(order(tmp_path / "stopped", videos, 4, model=small), stop_after=3)
+    assert run(order(tmp_path / "stopped", videos, 4, model=small)) == 0
     assert_equal_states(state(tmp_path / "whole"), state(tmp_path / "stopped"))
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_loses_nothing(tmp_path: Path, videos: Path, how: signal.Signals) -> None:
+def test_a_signal_loses_nothing(tmp_path: Path, videos: Path, small: str, how: signal.Signals) -> None:
     options = ("--steps", 40, "--checkpoint-every", 3)
-    words, environment = command(tmp_path / "stopped", videos, *options)
+    words, environment = command(tmp_path / "stopped", videos, small, *options)
     process = subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list((tmp_path / "stopped/checkpoints").glob("step-*.pt")):
+    while process.poll() is None and not (tmp_path / "stopped/checkpoints/last.pt").exists():
         time.sleep(0.02)
     process.send_signal(how)
     assert process.wait() in (143, -signal.SIGKILL)
     assert 0 < state(tmp_path / "stopped")["step"] < 40
     for name in ("stopped", "whole"):
-        words, environment = command(tmp_path / name, videos, *options)
-        subprocess.run(words, env=environment, check=True, timeout=300)
+        assert run(order(tmp_path / name, videos, 40, model=small)) == 0
     assert_equal_states(state(tmp_path / "whole"), state(tmp_path / "stopped"))
 
 
 @pytest.mark.parametrize("single", [(), ("ba.semantic=false",)], ids=["both", "motion"])
-def test_two_processes_learn_what_one_learns(tmp_path: Path, videos: Path, single: tuple[str, ...]) -> None:
+def test_two_processes_learn_what_one_learns(
+    tmp_path: Path, videos: Path, small: str, single: tuple[str, ...]
+) -> None:
     more = [word for one in single for word in ("--set", one)]
-    for name, devices in (("one", 1), ("two", 2)):
-        words, environment = command(tmp_path / name, videos, "--steps", 2, "--devices", devices, *more)
-        subprocess.run(words, env=environment, check=True, timeout=300)
+    run(order(tmp_path / "one", videos, 2, *single, model=small))
+    words, environment = command(tmp_path / "two", videos, small, "--steps", 2, "--devices", 2, *more)
+    subprocess.run(words, env=environment, check=True, timeout=300)
     losses = [[line["loss"] for line in read_lines(tmp_path / name)] for name in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     one, two = (state(tmp_path / name)["optimiser"]["state"] for name in ("one", "two"))
@@ -143,8 +165,8 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path, videos: Path, singl
         assert apart <= 1e-4 * one[key]["exp_avg"].norm()
 
 
-def test_validation_cuts_held_out_clips_into_objects(tmp_path: Path, videos: Path) -> None:
-    run(order(tmp_path / "a", videos, 1, model="random-resnet18", rhythm=Rhythm(validate_every=1)))
+def test_validation_cuts_held_out_clips_into_objects(tmp_path: Path, videos: Path, small: str) -> None:
+    run(order(tmp_path / "a", videos, 1, model=small, rhythm=Rhythm(validate_every=1)))
     scored = [line for line in read_lines(tmp_path / "a") if "J" in line]
     assert [line["step"] for line in scored] == [0, 1]
     assert all(0 < line["J"] <= 1 and line["clusters"] >= 1 for line in scored)
@@ -153,18 +175,20 @@ def test_validation_cuts_held_out_clips_into_objects(tmp_path: Path, videos: Pat
     assert (tmp_path / "a/index.html").is_file()
 
 
-def test_a_dry_run_measures_with_the_encoder(tmp_path: Path, videos: Path) -> None:
+def test_a_dry_run_measures_with_the_encoder(tmp_path: Path, videos: Path, small: str) -> None:
     told: list[str] = []
-    assert describe(order(tmp_path / "a", videos, 3), lambda event: told.append(event["text"])) == 0
+    assert (
+        describe(order(tmp_path / "a", videos, 3, model=small), lambda event: told.append(event["text"])) == 0
+    )
     assert "peak memory" in told[1]
     assert not (tmp_path / "a").exists()
 
 
 def test_without_an_encoder_there_is_nothing_to_attend_with(tmp_path: Path, videos: Path) -> None:
     with pytest.raises(UsageError, match="ba trains a block on a frozen encoder; name one with --model"):
-        run(order(tmp_path / "a", videos, 1, model=None))
+        run(order(tmp_path / "a", videos, 1))
 
 
-def test_heads_that_do_not_divide_the_channels_are_refused(tmp_path: Path, videos: Path) -> None:
-    with pytest.raises(UsageError, match="ba.heads = 7 does not divide the encoder's 384 channels"):
-        run(order(tmp_path / "a", videos, 1, "ba.heads=7"))
+def test_heads_that_do_not_divide_the_channels_are_refused(tmp_path: Path, videos: Path, small: str) -> None:
+    with pytest.raises(UsageError, match=r"ba\.heads = 7 does not divide the encoder's 32 channels"):
+        run(order(tmp_path / "a", videos, 1, "ba.heads=7", model=small))

@@ -23,7 +23,12 @@ from unspool.errors import UsageError, WeightsError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 ROWS = 128  # of attention, at a time
-OWN = ("temporal_transformer.", "temporal_embedding", "heads", "features")  # what the tensors of a correlator are called
+OWN = (
+    "temporal_transformer.",
+    "temporal_embedding",
+    "heads",
+    "features",
+)  # what the tensors of a correlator are called
 
 
 @dataclass(frozen=True)

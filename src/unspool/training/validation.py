@@ -120,7 +120,9 @@ def _clusters(clip: _Clip, correlator: Any) -> int:
 
 def _segmented(clip: _Clip, correlator: Any, how: Clustering) -> Segmentation:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnspoolWarning)  # one cluster is what a block finds that knows nothing
+        warnings.simplefilter(
+            "ignore", UnspoolWarning
+        )  # one cluster is what a block finds that knows nothing
         return segment(clip, correlator, Segmenting(how, finest=None, resolution=None))
 
 
