@@ -541,7 +541,10 @@ class TrainOptions:
         """Settings that stood on the command line."""
         named = {f"training.{n}": getattr(self, n) for n in ("steps", "precision", "seed", "rendered")}
         named[f"{method}.epochs"] = self.epochs
-        return {key: value for key, value in named.items() if value is not None}
+        given = {key: value for key, value in named.items() if value is not None}
+        if self.epochs is not None and self.steps is None:
+            given["training.steps"] = None  # epochs decide, where a preset counts steps
+        return given
 
 
 @training.command(name="dul")
@@ -572,6 +575,20 @@ def train_timet(*, options: TrainOptions = TrainOptions()) -> int:
     Example: `unspool train timet --preset timet-dino-vits16 --model dino-vits16 --data ytvos:YTVOS`
     """
     return _train("timet", options)
+
+
+@training.command(name="ba")
+def train_ba(*, options: TrainOptions = TrainOptions()) -> int:
+    """Betrayed by Attention (ECCV 2024): a block on a frozen encoder (--model) that attends to whole objects.
+
+    Leaves encoder.safetensors (encoder and block: what `unspool segment --model` takes), checkpoints, and a
+    page with curves. Run the same command again to continue after a stop, a crash or a kill.
+
+    Example: `unspool train ba --model runs/a --data videos/ -o runs/b`
+
+    Example: `unspool train ba --preset ba-paper --model dino-vits8 --data ytvos:YTVOS`
+    """
+    return _train("ba", options)
 
 
 def _train(method: str, options: TrainOptions) -> int:

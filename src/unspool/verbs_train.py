@@ -151,7 +151,8 @@ def _praise(order: Order, trainer: Trainer) -> str:
     """What there is now, and how to use it."""
     best = trainer.best
     scored = f"; best J {100 * best['J']:.1f} at step {best['step']:,}" if best else ""
-    use = f"unspool track clip.mp4 --mask first.png --model {order.folder}"
+    verb = "segment clip.mp4" if order.settings.method == "ba" else "track clip.mp4 --mask first.png"
+    use = f"unspool {verb} --model {order.folder}"
     return f"learnt in {trainer.done:,} steps, {duration(trainer.seconds)}{scored}. To use it: {use}"
 
 
@@ -307,7 +308,8 @@ def describe(order: Order, report: Report) -> int:
     size = sum(map(store.bytes, (*videos, *made))) / 1e9
     steps = steps_of(settings, clips)
     report({"event": "note", "text": sentence(settings, clips, steps, f"{size:.1f} GB in {store.folder}")})
-    seconds, memory = measure_step(settings, device_named(order.machines.device))
+    encoder: Any = load_encoder(order.model, device="cpu") if order.model else None
+    seconds, memory = measure_step(settings, device_named(order.machines.device), encoder)
     text = (
         f"{order.folder}: about {duration(seconds)} a step, {duration(seconds * steps)} in all, peak memory "
         f"about {memory / 1e9:.1f} GB"
@@ -316,10 +318,12 @@ def describe(order: Order, report: Report) -> int:
     return 0
 
 
-def measure_step(settings: Settings, device: torch.device) -> tuple[float, float]:
+def measure_step(
+    settings: Settings, device: torch.device, encoder: torch.nn.Module | None = None
+) -> tuple[float, float]:
     """(s, peak bytes) of a whole step, about: as many times one of a single clip as it has clips."""
     method, how = method_named(settings.method), settings.training
-    learner = method.build(settings.config, None, ALONE).to(device)
+    learner = method.build(settings.config, encoder, ALONE).to(device)
     view = (1, settings.sampling.frames, 3, *settings.augmentation.size)
     clip = torch.randint(0, 256, view, dtype=torch.uint8, device=device)
     before = peak_memory(device)

@@ -23,7 +23,12 @@ from unspool.errors import UsageError, WeightsError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 ROWS = 128  # of attention, at a time
-OWN = ("temporal_transformer.", "temporal_embedding", "heads")  # what the tensors of a correlator are called
+OWN = (
+    "temporal_transformer.",
+    "temporal_embedding",
+    "heads",
+    "features",
+)  # what the tensors of a correlator are called
 
 
 @dataclass(frozen=True)
@@ -284,7 +289,8 @@ def load_correlator(
     heads = int(state.pop("heads", torch.tensor(heads)))
     layers = 1 + max(int(key.split(".")[1]) for key in state if key.startswith(OWN[0]))
     frames = len(state["temporal_embedding"]) if "temporal_embedding" in state else 0
-    correlator = Correlator(encoder, heads=heads, layers=layers, frames=frames)
+    features = bytes(state.pop("features", torch.tensor(list(b"auto"))).tolist()).decode()
+    correlator = Correlator(encoder, heads=heads, layers=layers, frames=frames, features=features)
     block = nn.ModuleDict({"temporal_transformer": correlator.temporal_transformer})
     if correlator.temporal_embedding is not None:
         correlator.temporal_embedding.data.copy_(state.pop("temporal_embedding"))
@@ -295,7 +301,9 @@ def load_correlator(
 def save_correlator(correlator: Correlator, path: Path) -> None:
     """Write encoder and block as one safetensors file, which `load_encoder` and `load_correlator` take."""
     own = {k: v for k, v in correlator.state_dict().items() if k.startswith(OWN)}
-    save_encoder(correlator.encoder, path, {**own, "heads": torch.tensor(correlator.blocks[0].heads)})
+    own["heads"] = torch.tensor(correlator.blocks[0].heads)
+    own["features"] = torch.tensor(list(correlator.features.encode()), dtype=torch.uint8)
+    save_encoder(correlator.encoder, path, own)
 
 
 def _ready(correlator: Correlator, encoder: Any) -> Correlator:

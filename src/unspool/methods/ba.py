@@ -13,6 +13,7 @@ P sampled positions; A attention, its heads averaged after the softmax.
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -138,13 +139,17 @@ def build(config: Config, encoder: Encoder | None = None, ranks: Ranks = ALONE) 
     module: Any = encoder
     module.requires_grad_(False)
     learner = Learner(config, encoder)
+    if not config.semantic and config.motion_map == "attention":  # F_v teaches nothing then
+        last = learner.blocks[-1]
+        for part in (last.attn["proj"], last.norm2, last.mlp):
+            part.requires_grad_(False)  # processes would wait for its gradients
     learner.train()
     return learner
 
 
-def encoder_of(module: Learner) -> Any:
-    """The encoder, which has not changed."""
-    return module.encoder
+def encoder_of(module: Learner) -> Correlator:
+    """What is kept of a learner: a copy, on the CPU, of the block with the encoder, which has not changed."""
+    return deepcopy(module).cpu().eval()
 
 
 # --- 3.3 Training: positive and negative sets -------------------------------------------------------------

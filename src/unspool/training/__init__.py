@@ -28,6 +28,7 @@ from unspool.data import augment
 from unspool.data.augment import Augmentation
 from unspool.data.clips import ClipBatch, Clips, load_batches
 from unspool.encoders import save_encoder
+from unspool.encoders.correlator import Correlator, save_correlator
 from unspool.errors import OutputError, UnspoolError
 from unspool.training.checkpoints import newest_checkpoint, save_checkpoint, write_durably
 from unspool.training.journal import Journal
@@ -316,9 +317,10 @@ def _save(run: Course) -> None:
     best = trainer.best is not None and trainer.best["step"] == trainer.done
     path = save_checkpoint(run.checkpoints, trainer.state(), keep=run.rhythm.keep, best=best)
     encoder = trainer.encoder()
-    save_encoder(encoder, run.folder / "encoder.safetensors")
+    write = save_correlator if isinstance(encoder, Correlator) else save_encoder
+    write(encoder, run.folder / "encoder.safetensors")
     if best:
-        save_encoder(encoder, run.folder / "encoder-best.safetensors")
+        write(encoder, run.folder / "encoder-best.safetensors")
     run.report({"event": "saved", "step": trainer.done, "path": str(path)})
 
 

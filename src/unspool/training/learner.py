@@ -88,7 +88,7 @@ class Trainer:
         return means
 
     def encoder(self) -> Any:
-        """What is learnt so far, as `load_encoder` would give it: a copy, on the CPU."""
+        """What is learnt so far, as `load_encoder` or `load_correlator` would give it: a copy, on the CPU."""
         return self.method.encoder_of(self.learner).requires_grad_(False).eval()
 
     def state(self) -> Json:

@@ -21,8 +21,8 @@ from unspool.data.sampling import Sampling
 from unspool.errors import UsageError
 
 Json = dict[str, Any]
-METHODS = ("dul", "timet")
-DEFAULT_PRESET = {"dul": "dul-small", "timet": "timet-small"}
+METHODS = ("dul", "timet", "ba")
+DEFAULT_PRESET = {"dul": "dul-small", "timet": "timet-small", "ba": "ba-small"}
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,16 @@
-"""Is it getting better? Masks carried through rendered clips that training never sees, scored on the way."""
+"""Is it getting better? Rendered clips that training never sees, labelled on the way and scored.
+
+An encoder carries the first frame's mask through them. A correlator (BA), whose encoder does not change, cuts
+them into objects: by K-means on its attention, as its thresholds mean nothing before it has learnt.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,14 +18,18 @@ from PIL import Image
 
 from unspool.data.scenes import scenes
 from unspool.encoders import Encoder
+from unspool.encoders.correlator import Correlator
+from unspool.errors import UnspoolWarning
 from unspool.masks import display_colours, draw_overlay
+from unspool.ops.clustering import Clustering
 from unspool.protocols.tracking import PROTOCOLS
 from unspool.rendered import RenderedClip, Scene
 from unspool.results import written_whole
+from unspool.segmenting import Segmentation, Segmenting, segment
 from unspool.tracking import Tracking, track
 
 FIRST_HELD_OUT = 700_000  # seed; below `data.scenes.FIRST_SEED`
-PROTOCOL = "davis17-semi"
+CARRIED, CUT = "davis17-semi", "davis17-unsup"  # protocols
 SHOWN_CLIPS, SHOWN_FRAMES = 2, 4  # of a picture
 
 Labels = npt.NDArray[np.uint8]
@@ -65,24 +75,27 @@ class Validation:
         self.held_out, self.pictures = held_out, pictures
         self._clips: list[_Clip] = []
 
-    def __call__(self, encoder: Encoder, step: int) -> dict[str, float]:
-        """J, F and their mean, 0..1, by `davis17-semi`; leaves a picture of the first clips.
+    def __call__(self, model: Encoder | Correlator, step: int) -> dict[str, float]:
+        """J, F and their mean, 0..1, and a picture of the first clips.
 
-        Labels travel by DUL's protocol. Raises OutputError where the picture cannot be written.
+        Of an encoder by `davis17-semi`, labels travelling by DUL's protocol; of a correlator by
+        `davis17-unsup`, and `clusters`: how many the published procedure finds in a clip, on average.
+        Raises OutputError where the picture cannot be written.
         """
         if not self._clips:
             self._clips = [_rendered(scene) for scene in self.held_out.scenes()]
-        rule = PROTOCOLS[PROTOCOL]
-        scored, shown = [], []
-        for clip in self._clips:
-            predicted = [np.asarray(x, np.uint8) for x in track(clip, clip.truth[0], encoder, Tracking())]
-            scored.append(rule.score(predicted, clip.truth))
-            shown.append(predicted)
+        cutting = isinstance(model, Correlator)
+        rule, labelled = PROTOCOLS[CUT if cutting else CARRIED], _cut if cutting else _carried
+        shown = [list(labelled(clip, model)) for clip in self._clips]
+        scored = [rule.score(own, clip.truth) for own, clip in zip(shown, self._clips, strict=True)]
         self._draw(self.pictures / f"step-{step:06d}.jpg", shown)
         if not (self.pictures / "truth.jpg").exists():
             self._draw(self.pictures / "truth.jpg", [clip.truth for clip in self._clips])
         summary = rule.average(scored)
-        return {"J": summary.j_mean, "F": summary.f_mean, "J&F": summary.jf_mean}
+        scores = {"J": summary.j_mean, "F": summary.f_mean, "J&F": summary.jf_mean}
+        if cutting:
+            scores["clusters"] = float(np.mean([_clusters(clip, model) for clip in self._clips]))
+        return scores
 
     def _draw(self, path: Path, labels: list[list[Labels]]) -> None:
         rows = [_row(clip, own) for clip, own in zip(self._clips[:SHOWN_CLIPS], labels, strict=False)]
@@ -90,9 +103,32 @@ class Validation:
             Image.fromarray(np.concatenate(rows)).save(part, "JPEG", quality=80)
 
 
+def _carried(clip: _Clip, encoder: Any) -> Iterator[Labels]:
+    for labels in track(clip, clip.truth[0], encoder, Tracking()):
+        yield np.asarray(labels, np.uint8)
+
+
+def _cut(clip: _Clip, correlator: Any) -> Iterator[Labels]:
+    """Eight segments, whatever the scale of distances; every one is a proposal, the ground's too."""
+    for labels in _segmented(clip, correlator, Clustering(algorithm="kmeans")).masks():
+        yield labels.astype(np.uint8)
+
+
+def _clusters(clip: _Clip, correlator: Any) -> int:
+    return len(np.unique(_segmented(clip, correlator, Clustering()).labels))
+
+
+def _segmented(clip: _Clip, correlator: Any, how: Clustering) -> Segmentation:
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", UnspoolWarning
+        )  # one cluster is what a block finds that knows nothing
+        return segment(clip, correlator, Segmenting(how, finest=None, resolution=None))
+
+
 def _row(clip: _Clip, labels: list[Labels]) -> npt.NDArray[np.uint8]:
     frames = np.linspace(0, len(clip) - 1, SHOWN_FRAMES + 1).round().astype(int)[1:]
-    colours = display_colours(set(np.unique(clip.truth[0]).tolist()) - {0})
+    colours = display_colours(set(np.unique(labels).tolist()) - {0})
     return np.concatenate([draw_overlay(clip.images[t], labels[t], colours) for t in frames], axis=1)
 
 
