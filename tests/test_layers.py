@@ -17,7 +17,7 @@ FLOORS = [
     {"page_clustering", "page_training"},
     {"page", "training"},
     {"inputs", "jobs", "reporting"},
-    {"verbs", "verbs_clustering", "verbs_train"},
+    {"verbs", "verbs_clustering", "verbs_maskforward", "verbs_train"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -36,21 +36,21 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text("utf-8"))
 
 
-def davis(root: Path, ids: dict[str, list[int]]) -> Path:
-    """A DAVIS tree of three frames per sequence: a bright square of each id on noise."""
+def davis(root: Path, ids: dict[str, list[int]], frames: int = 3) -> Path:
+    """A DAVIS tree: a bright rectangle of each id, moving over noise."""
     (root / "ImageSets/2017").mkdir(parents=True)
     (root / "ImageSets/2017/val.txt").write_text("\n".join(ids))
     for name, own in ids.items():
-        for t in range(3):
+        for t in range(frames):
             image = np.random.default_rng(t).integers(0, 60, (HEIGHT, WIDTH, 3)).astype(np.uint8)
             labels = np.zeros((HEIGHT, WIDTH), np.uint8)
             for place, id_ in enumerate(own):
-                labels[4:20, 2 + 10 * place + t : 10 + 10 * place + t] = id_
+                labels[4:20, 2 + 10 * place + t % 8 : 10 + 10 * place + t % 8] = id_
                 image[labels == id_] = (250, 90 * place, 40)
-            frames, masks = (root / part / "480p" / name for part in ("JPEGImages", "Annotations"))
-            for folder in (frames, masks):
+            pictures, masks = (root / part / "480p" / name for part in ("JPEGImages", "Annotations"))
+            for folder in (pictures, masks):
                 folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(frames / f"{t:05d}.jpg")
+            Image.fromarray(image).save(pictures / f"{t:05d}.jpg")
             write_mask(masks / f"{t:05d}.png", labels)
     return root
 

@@ -151,6 +151,7 @@ def eval_tracking(
     pred: Path | None = None,
     truth: Path | None = None,
     protocol: str | None = None,
+    raft: Path | None = None,
     model: ModelOptions = ModelOptions(),
     run: RunOptions = RunOptions(),
 ) -> int:
@@ -172,7 +173,10 @@ def eval_tracking(
         Folder of true label PNGs of the same names.
     protocol
         davis17-semi (default of davis17 and of --pred), davis17-unsup, davis17-unsup-framewise,
-        davis16-official (default of davis16), davis16-allframes, davis16-pooled, vos-late.
+        davis16-official (default of davis16), davis16-allframes, davis16-pooled, vos-late; maskforward: the
+        foreground in steps of 0.1 to 0.8 s, repeated, along optical flow (extra `flow`), by features.
+    raft
+        maskforward: weights of torchvision's raft_large, to carry masks along RAFT's flow too.
     """
     from unspool import verbs
 
@@ -182,6 +186,20 @@ def eval_tracking(
         raise UsageError("give either --data KIND:PATH (an encoder tracks it), or --pred and --truth")
     if pred is not None and truth is not None:
         return _run(verbs.score_plan, run, None, pred=pred, truth=truth, protocol=protocol)
+    if protocol == "maskforward" and data is not None:
+        from unspool.verbs_maskforward import maskforward_plan
+
+        if unused := [n for n in ("preset", "settings", "config", "memory") if getattr(model, n) is not None]:
+            raise UsageError(f"--protocol maskforward takes no --{unused[0].replace('settings', 'set')}")
+        return _run(
+            maskforward_plan,
+            run,
+            None,
+            data=data,
+            names=tuple(sequences or ()),
+            raft=raft,
+            options=model.given(),
+        )
     return _run(verbs.eval_plan, run, model, data=data, names=tuple(sequences or ()), protocol=protocol)
 
 
