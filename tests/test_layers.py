@@ -15,9 +15,9 @@ FLOORS = [
     {"protocols"},
     {"results"},
     {"page_clustering", "page_training"},
-    {"page", "training"},
+    {"page", "page_sweep", "training"},
     {"inputs", "jobs", "reporting"},
-    {"verbs", "verbs_clustering", "verbs_maskforward", "verbs_train"},
+    {"verbs", "verbs_clustering", "verbs_maskforward", "verbs_sweep", "verbs_train"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

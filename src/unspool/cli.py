@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -291,6 +291,8 @@ class TrainOptions:
     "One setting, TABLE.KEY=VALUE; repeatable. E.g. `--set dul.learning_rate=2e-4`."
     config: Annotated[Path | None, Parameter(group=LEARNING)] = None
     "TOML file with these settings; the command line wins over it, it wins over the preset."
+    sweep: Annotated[Path | None, Parameter(group=LEARNING)] = None
+    "TOML file with `[[run]]` tables of settings: a run each, in a folder of its own, and a table of all."
     precision: Annotated[Literal["fp32", "bf16", "fp16"] | None, Parameter(group=LEARNING)] = None
     "Arithmetic of the network. Default: fp32."
     seed: Annotated[int | None, Parameter(group=LEARNING)] = None
@@ -330,6 +332,21 @@ class TrainOptions:
         named[f"{method}.epochs"] = self.epochs
         return {key: value for key, value in named.items() if value is not None}
 
+    def words(self) -> list[str]:
+        """The command line again, but for what a sweep decides: where each run goes."""
+        found: list[str] = []
+        for each in fields(self):
+            value, name = getattr(self, each.name), f"--{each.name.replace('_', '-')}"
+            if each.name in ("sweep", "output", "dry_run") or value == each.default:
+                continue
+            if each.name == "settings":
+                found += [word for setting in value for word in ("--set", setting)]
+            elif isinstance(value, bool):
+                found.append(name)
+            else:
+                found += [name, *map(str, value if isinstance(value, list) else [value])]
+        return found
+
 
 @training.command(name="dul")
 def train_dul(*, options: TrainOptions = TrainOptions()) -> int:
@@ -357,11 +374,41 @@ def train_timet(*, options: TrainOptions = TrainOptions()) -> int:
     Example: `unspool train timet --model dino-vits16 --data videos/ -o runs/b`
 
     Example: `unspool train timet --preset timet-dino-vits16 --model dino-vits16 --data ytvos:YTVOS`
+
+    Example: `unspool train timet --model dino-vits16 --data videos/ --sweep table2.toml -o table2`
     """
     return _train("timet", options)
 
 
+def _sweep(method: str, options: TrainOptions, path: Path) -> int:
+    from unspool import verbs_sweep as verbs
+    from unspool.reporting import Reporter
+    from unspool.training.settings import resolve
+
+    given: dict[str, Any] = {"preset": options.preset, "model": options.model}
+    given = {k: v for k, v in given.items() if v is not None} | options.given(method)
+    sweep = verbs.read_sweep(path, given)
+    for item in sweep.items:  # a wrong setting is told before the first run
+        single = [
+            text for flag, text in zip(item.words()[::2], item.words()[1::2], strict=True) if flag == "--set"
+        ]
+        preset = item.overrides.get("preset", options.preset)
+        resolve(method, preset, options.config, [*(options.settings or []), *single], options.given(method))
+    with Reporter(as_json=options.json, quiet=options.quiet, verbose=options.verbose) as reporter:
+        return verbs.carry_out_sweep(
+            sweep,
+            method,
+            options.words(),
+            options.output or Path(f"unspool-sweep-{method}-{path.stem}"),
+            reporter,
+            again=options.overwrite,
+            dry_run=options.dry_run,
+        )
+
+
 def _train(method: str, options: TrainOptions) -> int:
+    if options.sweep is not None:
+        return _sweep(method, options, options.sweep)
     from unspool import verbs_train as verbs
     from unspool.reporting import Reporter
     from unspool.training import Rhythm
