@@ -156,9 +156,7 @@ def _ordinary(command: list[str], folder: Path, report: Report, stop: Stopping, 
     if stop.is_set():
         return False
     report({"event": "note", "text": shlex.join(["unspool", *command, "-o", str(folder)])})
-    child = subprocess.Popen(
-        [sys.executable, "-m", "unspool", *command, "-o", str(folder)], stdout=2
-    )
+    child = subprocess.Popen([sys.executable, "-m", "unspool", *command, "-o", str(folder)], stdout=2)
     told = False
     while child.poll() is None:
         time.sleep(0.1)
