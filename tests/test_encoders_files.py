@@ -209,7 +209,7 @@ def test_attention_by_rows_is_the_attention(architecture: str) -> None:
 def test_rotated_attention_is_what_timms_block_uses() -> None:
     encoder = ViTEncoder(tiny(2, "vit_small_patch16_dinov3"), name="tiny").eval()
     block, net = encoder.network.blocks[-1], encoder.network
-    sequence, rotation = encoder._before_last_block(IMAGES)
+    sequence, (_, rotation) = encoder.begin(IMAGES, 1)
     values = encoder._heads(sequence)[2]
     attention = torch.cat(list(encoder.last_attention(IMAGES)), dim=2)
     mixed = block.attn.proj(block.attn.norm((attention @ values).transpose(1, 2).flatten(2)))

@@ -87,18 +87,18 @@ def test_track_leaves_the_promised_folder_and_prints_its_page(run: Run, tmp_path
     assert np.array_equal(read_truth(masks[0]), frame(0)[1])
     record = read(folder / "run.json")
     assert record["status"] == "done"
-    assert record["model"]["name"] == "random-resnet18"
+    assert record["model"]["name"] == "dul-small"
     assert record["config"]["tracking"]["propagation"]["top_k"] == 10
     with open_video(folder / "videos" / "clip" / "overlay.mp4") as overlay:
         assert list(overlay.times) == [Fraction(t, 10) for t in range(FRAMES)]
 
 
-def test_the_default_model_is_named_as_random_everywhere(run: Run, tmp_path: Path) -> None:
+def test_the_default_model_is_named_everywhere(run: Run, tmp_path: Path) -> None:
     make_clip(tmp_path / "clip.mp4")
     make_mask(tmp_path / "first.png")
     _, _, err = run("track", "clip.mp4", "--mask", "first.png", "-o", "r")
-    assert "random-resnet18" in err
-    assert "random-resnet18" in (tmp_path / "r" / "index.html").read_text("utf-8")
+    assert "dul-small" in err
+    assert "dul-small" in (tmp_path / "r" / "index.html").read_text("utf-8")
 
 
 def test_a_second_run_does_nothing_again(run: Run, tmp_path: Path) -> None:
@@ -537,7 +537,7 @@ def test_train_then_track_with_what_was_learnt(run: Run, tmp_path: Path, footage
     code, out, err = run("train", "dul", "--data", "videos", "--steps", 2, "--validate-every", 0, *SMALL)
     assert code == 0, err
     assert out.strip() == "unspool-train-dul/index.html"
-    assert "3 videos; 2 steps of 2 clips of 5 frames at 32x32" in err
+    assert "3 videos; 2 steps of 2 clips of 4 frames at 32x32" in err
     assert "To use it: unspool track clip.mp4 --mask first.png --model unspool-train-dul" in err
     make_mask(tmp_path / "first.png")
     clip = footage / "a.mp4"

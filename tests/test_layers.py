@@ -14,10 +14,11 @@ FLOORS = [
     {"tracking", "segmenting"},
     {"protocols"},
     {"results"},
-    {"page_clustering", "page_training"},
-    {"page", "page_sweep", "training"},
-    {"inputs", "jobs", "reporting"},
-    {"verbs", "verbs_clustering", "verbs_maskforward", "verbs_sweep", "verbs_train"},
+    {"page_clustering", "page_training", "segments", "export_encoder"},
+    {"page", "page_sweep", "training", "export"},
+    {"inputs", "jobs", "options", "reporting"},
+    {"verbs_segment"},
+    {"verbs", "verbs_clustering", "verbs_heads", "verbs_maskforward", "verbs_sweep", "verbs_train"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -248,6 +248,30 @@ def test_rows_that_are_not_finite_are_refused_by_number(algorithm: str) -> None:
         cluster(rows_of(attention, 2), 2, how)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    count=st.integers(1, 40),
+    groups=st.integers(1, 5),
+    crowded=st.sampled_from([0.0, 1.0]),
+    seed=st.integers(0, 9),
+)
+def test_rows_are_smoothed_by_tiles_as_by_one_product(
+    count: int, groups: int, crowded: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    of = torch.randint(groups, (count,), generator=generator)
+    near = (of[:, None] == of) ^ (torch.rand(count, count, generator=generator) < 0.05)
+    near.fill_diagonal_(True)
+    rows = torch.rand(count, 11, generator=generator, dtype=torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "TILE", 4)
+        patch.setattr(module, "CROWDED", crowded)
+        patch.setattr("unspool.ops.divergence.COLUMNS", 4)
+        found = module._smoothed(rows, near, "kl")
+    expected = near.double() @ rows
+    assert torch.allclose(found, expected / expected.sum(1, keepdim=True))
+
+
 def test_a_zero_does_not_take_every_token() -> None:
     q = torch.zeros(2, 1, 4, 1)
     q[0, 0, 0, 0] = 1.0

@@ -1,14 +1,23 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from unspool.data.features import Kept
 from unspool.errors import ShapeError, UsageError
+from unspool.metrics import clustering
 from unspool.protocols.salient import (
     Cuts,
+    Extraction,
+    _precisions,
     attention_foreground,
+    boundary_score,
     cluster_precisions,
+    extract,
     foreground,
     jaccard,
+    split_in_two,
     tuned_cuts,
 )
 
@@ -60,3 +69,72 @@ def test_specks_of_one_or_two_cells_are_dropped() -> None:
 def test_attention_of_another_grid_is_refused() -> None:
     with pytest.raises(ShapeError, match="49 patches does not fit a grid of 7x8"):
         attention_foreground(torch.rand(1, 2, 49), (7, 8))
+
+
+# ------------------------------------------------------------------------------------- the whole protocol
+
+
+SIDE = 24
+HOW = Extraction(12, True, True, label_side=SIDE, iterations=20, tries=2, seeds=(0, 1))
+
+
+def scenes_of(pictures: int, seed: int) -> Kept:
+    """A square of other features than the rest, which attention sees with noise."""
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((pictures, 12, 12), np.uint8)
+    for image in labels:
+        y, x = rng.integers(0, 6, 2)
+        image[y : y + 6, x : x + 6] = rng.integers(1, 3)
+    tokens = 0.3 * rng.standard_normal((pictures, 3, 12, 12))
+    tokens[:, 0] += 5 * (labels == 0)
+    tokens[:, 1] += 5 * (labels == 1)
+    tokens[:, 2] += 5 * (labels == 2)
+    attention = (labels > 0) + 0.05 + 0.05 * rng.random((pictures, 12, 12))
+    maps = {"tokens": tokens.astype(np.float16), "cls_attention": attention[:, None].astype(np.float32)}
+    return Kept(maps, labels.repeat(2, 1).repeat(2, 2), "key")
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("regions", ["foreground", "all"])
+def test_foreground_is_found_and_split_into_classes(together: bool, regions: str) -> None:
+    train, val = scenes_of(6, 0), scenes_of(5, 1)
+    how = replace(HOW, together=together, regions=regions, spherical=together)  # type: ignore[arg-type]
+    found = extract(train, val, (train, val), 3, how, torch.device("cpu"))
+    truth = val.labels
+    assert jaccard(found.label_free, truth) > 0.9
+    if together:  # unit features: under a quarter of the clusters is foreground, which no cut reaches
+        return
+    assert jaccard(found.tuned, truth) > 0.9
+    assert boundary_score(found.tuned, truth) > 0.9
+    for maps in found.groups.values():
+        assert clustering(maps, truth, "hungarian", clusters=3, classes=3).miou() > 0.9
+
+
+def test_the_same_seeds_find_the_same() -> None:
+    train, val = scenes_of(4, 0), scenes_of(3, 1)
+    one, other = (extract(train, val, (train, val), 3, HOW, torch.device("cpu")) for _ in range(2))
+    assert np.array_equal(one.tuned, other.tuned) and one.thresholds == other.thresholds
+    assert all(np.array_equal(one.groups[seed], other.groups[seed]) for seed in HOW.seeds)
+
+
+def test_precisions_of_parts_are_those_of_all() -> None:
+    rng = np.random.default_rng(0)
+    clusters, mask = rng.integers(0, 9, (7, 5, 5)), rng.random((7, 5, 5)) > 0.5
+    np.testing.assert_allclose(_precisions(clusters, mask, 10, 3), cluster_precisions(clusters, mask, 10))
+
+
+def test_the_label_free_threshold_is_the_first_of_the_high_group() -> None:
+    precisions, sizes = np.array([0.9, 0.1, 0.85, 0.15, 0.2]), np.array([1, 50, 20, 30, 20])
+    assert split_in_two(precisions, sizes) == 0.85
+
+
+def test_one_precision_alone_makes_all_foreground() -> None:
+    assert split_in_two(np.array([0.4, 0.4]), np.array([3, 4])) == 0.4
+
+
+def test_void_has_no_boundary_score_of_its_own() -> None:
+    truth = np.zeros((1, 20, 20), np.uint8)
+    truth[0, 5:10, 5:10] = 1
+    mask = truth == 1
+    truth[0, 15:] = 255
+    assert boundary_score(mask, truth) == 1.0

@@ -1,5 +1,6 @@
 """Carrying masks through a video: what goes in, what comes out, what is refused."""
 
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 
 import unspool
 from unspool.encoders import Encoder, load_encoder
-from unspool.errors import MaskError, UsageError
+from unspool.errors import MaskError, ShapeError, UsageError
 from unspool.masks import Mask, write_mask
 from unspool.ops import propagation
 from unspool.tracking import (
@@ -80,6 +81,40 @@ def test_every_preset_gives_a_label_map_per_frame(encoder: Encoder, preset: str)
     maps = list(track(video, video.labels(0), encoder, how))
     assert [m.shape for m in maps] == [(HEIGHT, WIDTH)] * FRAMES
     assert all(set(np.unique(m)) <= {0, 1, 2} for m in maps)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_tracker_gives_what_track_gives_frame_by_frame(encoder: Encoder, preset: str) -> None:
+    video, how = Moving(enters=2), with_settings(tracking_preset(preset), {"features": "tokens"})
+    late = np.where(video.labels(2) == 2, 2, 0)
+    tracker = unspool.Tracker(video.labels(0), encoder, how)
+    expected = track(video, {0: video.labels(0), 2: late}, encoder, how)
+    for t, (image, labels) in enumerate(zip(video, expected, strict=True)):
+        assert np.array_equal(tracker.step(image, late if t == 2 else None), labels)
+    assert tracker.frames == FRAMES
+
+
+def test_a_tracker_remembers_no_more_after_many_frames(encoder: Encoder) -> None:
+    video = Moving()
+    how = with_settings(tracking_preset("dul"), {"propagation": {"context": 2}})
+    tracker = unspool.Tracker(video.labels(0), encoder, how)
+    sizes = []
+    for t in range(12):
+        tracker.step(list(video)[t % FRAMES])
+        sizes.append(len(pickle.dumps(tracker._state)))
+    assert max(sizes[4:]) <= 1.01 * max(sizes[:5])
+
+
+def test_a_tracker_refuses_frames_that_change_their_size(encoder: Encoder) -> None:
+    tracker = unspool.Tracker(Moving().labels(0), encoder)
+    tracker.step(next(iter(Moving())))
+    with pytest.raises(ShapeError, match=r"frame 1 is \[32, 64, 3\], expected \[48, 64, 3\]"):
+        tracker.step(np.zeros((32, 64, 3), np.uint8))
+
+
+def test_a_tracker_refuses_a_mask_of_another_size(encoder: Encoder) -> None:
+    with pytest.raises(MaskError, match="the video is 64x48"):
+        unspool.Tracker(np.ones((32, 64), np.uint8), encoder).step(next(iter(Moving())))
 
 
 def test_a_given_mask_is_kept_exactly(encoder: Encoder) -> None:

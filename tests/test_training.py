@@ -112,7 +112,7 @@ def test_what_is_learnt_loads_as_an_encoder(tmp_path: Path, videos: Path) -> Non
 
 def test_each_step_logs_the_rate_that_it_learnt_with(tmp_path: Path, videos: Path) -> None:
     run(order(tmp_path / "a", videos, steps=4, settings=("dul.epochs=4", "dul.decay_every=2")))
-    assert [line["learning_rate"] for line in read_lines(tmp_path / "a")] == [1e-4, 1e-4, 5e-5, 5e-5]
+    assert [line["learning_rate"] for line in read_lines(tmp_path / "a")] == [1e-3, 1e-3, 5e-4, 5e-4]
 
 
 def test_without_steps_the_epochs_decide(tmp_path: Path, videos: Path) -> None:
@@ -350,12 +350,12 @@ def test_short_videos_are_left_out_with_a_warning(tmp_path: Path, videos: Path) 
     write_noise(videos / "short.mp4", frames=3)
     _, events = run(order(tmp_path / "a", videos, steps=1))
     told = [e["text"] for e in events if e["event"] == "warning"]
-    assert told == ["1 of 7 videos have fewer frames than a clip (5) and are left out: short.mp4 (3)"]
+    assert told == ["1 of 7 videos have fewer frames than a clip (4) and are left out: short.mp4 (3)"]
 
 
 def test_only_short_videos_are_an_error_that_names_them(tmp_path: Path) -> None:
     write_noise(tmp_path / "videos/short.mp4", frames=3)
-    with pytest.raises(DataError, match=r"none of 1 videos has the 5 frames of a clip: short.mp4 \(3\)"):
+    with pytest.raises(DataError, match=r"none of 1 videos has the 4 frames of a clip: short.mp4 \(3\)"):
         run(order(tmp_path / "a", tmp_path / "videos"))
     assert json.loads((tmp_path / "a/run.json").read_text())["status"] == "failed"
 
@@ -437,7 +437,7 @@ def test_a_gpu_that_is_full_names_the_ways_out(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nMore words.")
 
     monkeypatch.setattr(dul, "loss", fill)
-    with pytest.raises(UnspoolError, match=r"\(4, 5, 3, 32, 32\) \(CUDA out.*--set dul.clips=N"):
+    with pytest.raises(UnspoolError, match=r"\(4, 4, 3, 32, 32\) \(CUDA out.*--set dul.clips=N"):
         run(order(tmp_path / "a", videos))
 
 
@@ -479,7 +479,7 @@ def test_half_precision_of_gpus_is_refused_on_the_cpu(tmp_path: Path, videos: Pa
 def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(tmp_path: Path, videos: Path) -> None:
     told: list[str] = []
     assert describe(order(tmp_path / "a", videos, steps=7), lambda e: told.append(e["text"])) == 0
-    assert "6 videos; 7 steps of 4 clips of 5 frames at 32x32" in told[0]
+    assert "6 videos; 7 steps of 4 clips of 4 frames at 32x32" in told[0]
     assert "a step" in told[1]
     assert "peak memory" in told[1]
     assert not (tmp_path / "a").exists()

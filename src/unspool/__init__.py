@@ -26,19 +26,22 @@ if TYPE_CHECKING:
     from unspool.encoders import Encoder, load_encoder
     from unspool.masks import read_mask, write_mask
     from unspool.rendered import render
-    from unspool.tracking import track
+    from unspool.segmenting import segment
+    from unspool.tracking import Tracker, track
     from unspool.video import Video, VideoWriter, open_video
 
 __version__ = "0.1.0"
 
 _HOME = {  # never the name of a module of ours: importing it would hide the function
     "Encoder": "unspool.encoders",
+    "Tracker": "unspool.tracking",
     "Video": "unspool.video",
     "VideoWriter": "unspool.video",
     "load_encoder": "unspool.encoders",
     "open_video": "unspool.video",
     "read_mask": "unspool.masks",
     "render": "unspool.rendered",
+    "segment": "unspool.segmenting",
     "track": "unspool.tracking",
     "write_mask": "unspool.masks",
 }
@@ -49,6 +52,7 @@ __all__ = [
     "MaskError",
     "OutputError",
     "ShapeError",
+    "Tracker",
     "UnspoolError",
     "UnspoolWarning",
     "UsageError",
@@ -62,6 +66,7 @@ __all__ = [
     "open_video",
     "read_mask",
     "render",
+    "segment",
     "track",
     "write_mask",
 ]

@@ -17,6 +17,7 @@ from unspool.errors import UnspoolError, UsageError
 
 MODEL = Group("Model", sort_key=2)
 MATCHING = Group("Matching", sort_key=3)
+CUTTING = Group("Cutting", sort_key=3)
 OUTPUT = Group("Output", sort_key=4)
 RUNTIME = Group("Running", sort_key=5)
 DATA = Group("Videos", sort_key=1)
@@ -25,7 +26,8 @@ LEARNING = Group("Learning", sort_key=2)
 app = App(
     name="unspool",
     help="Find and follow objects in video with features learnt without labels.\n\n"
-    "Start with `unspool demo`, then `unspool track clip.mp4 --mask first.png`.",
+    "Start with `unspool demo`, then `unspool segment clip.mp4`,\n"
+    "or `unspool track clip.mp4 --mask first.png`.",
     version_flags=[],
     default_parameter=Parameter(negative=()),
     help_format="markdown",
@@ -50,7 +52,7 @@ class ModelOptions:
     """Which features, and how labels travel along them."""
 
     model: Annotated[str | None, Parameter(group=MODEL)] = None
-    "Encoder: a name (see `unspool models`) or a checkpoint file. Default: random-resnet18."
+    "Encoder: a name (see `unspool models`) or a checkpoint file. Default: dul-small."
     preset: Annotated[Literal["dul", "crw", "dino"] | None, Parameter(group=MATCHING)] = None
     "Whose protocol labels travel by. Default: dul."
     resolution: Annotated[int | None, Parameter(group=MATCHING)] = None
@@ -88,7 +90,7 @@ class RunOptions:
     dry_run: Annotated[bool, Parameter(group=RUNTIME)] = False
     "Say what would be done, with estimated time and peak memory, and stop."
     timings: Annotated[bool, Parameter(group=RUNTIME)] = False
-    "Print the seconds spent on decoding, encoding, propagating and, by threads beside these, writing."
+    "Print the seconds spent on each stage and, by threads beside these, on writing."
     json: Annotated[bool, Parameter(name="--json", group=RUNTIME)] = False
     "Events as JSON lines on stdout; words for people stay on stderr."
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], group=RUNTIME)] = False
@@ -112,7 +114,7 @@ def demo(*, model: ModelOptions = ModelOptions(), run: RunOptions = RunOptions()
 
 @app.command
 def track(
-    *inputs: str,
+    *inputs: Annotated[str, Parameter(allow_leading_hyphen=True)],
     mask: list[str] | None = None,
     resize_mask: bool = False,
     model: ModelOptions = ModelOptions(),
@@ -126,10 +128,13 @@ def track(
 
     Example: `unspool track videos/ --mask masks/ --workers 2`
 
+    Example: `ffmpeg -i rtsp://camera -f matroska - | unspool track - --mask first.png`
+
     Parameters
     ----------
     inputs
-        Videos: files, folders, globs, folders of frames, `@list.txt`, fsspec addresses.
+        Videos: files, folders, globs, folders of frames, `@list.txt`, fsspec addresses; `-` for a
+        stream on stdin.
     mask
         The objects: an indexed PNG (one id per object) or a grey one; `FRAME:FILE` for objects that come
         later or that are corrected; for many videos a folder with `NAME.png` or `NAME/00030.png`.
@@ -138,9 +143,71 @@ def track(
     """
     from unspool import verbs
 
+    unknown = [word for word in inputs if word.startswith("-") and word != "-"]  # - is a stream
+    if unknown:
+        raise UsageError(f"Unknown option: {unknown[0]}; `unspool track --help` lists them")
     if not inputs:
         raise UsageError("no video is given; e.g. `unspool track clip.mp4 --mask first.png`")
     return _run(verbs.track_plan, run, model, inputs=inputs, masks=mask or [], resize_mask=resize_mask)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class SegmentOptions:
+    """Which features, and how finely they are cut."""
+
+    model: Annotated[str | None, Parameter(group=MODEL)] = None
+    "A correlator (from `unspool train ba`, or as published) or an encoder. Default: the shipped one."
+    tau: Annotated[float | None, Parameter(group=CUTTING)] = None
+    "Distance up to which tokens are one object, nats, > 0. Default: 1.0; 1.6 suits a single object."
+    every: Annotated[int | None, Parameter(group=CUTTING)] = None
+    "Segment one frame of so many; masks, overlay and tracks cover these. Default: 1."
+    resolution: Annotated[str | None, Parameter(group=CUTTING)] = None
+    "Encoder's input, px: `320` (then 320x480), `192x384`, or `native`. Default: 320x480."
+    key_ratio: Annotated[float | None, Parameter(group=CUTTING)] = None
+    "Share of frames that are attended to, 0..1. Default: 0.1 from 20 frames on, else 1."
+    window: Annotated[int | None, Parameter(group=CUTTING)] = None
+    "Frames clustered together; identities are carried from window to window. Default: 120."
+    settings: Annotated[list[str] | None, Parameter(name="--set", group=CUTTING)] = None
+    "One setting, KEY=VALUE; repeatable. E.g. `--set represent=features`, `--set clustering.frames=5`."
+    config: Annotated[Path | None, Parameter(group=CUTTING)] = None
+    "TOML file with these options; the command line wins over it."
+    device: Annotated[str | None, Parameter(group=RUNTIME)] = None
+    "auto, cpu, cuda, cuda:1 or mps. Default: auto."
+    precision: Annotated[Literal["fp32", "bf16", "fp16"] | None, Parameter(group=RUNTIME)] = None
+    "Arithmetic of the encoder. Default: fp32."
+    memory: Annotated[str | None, Parameter(group=RUNTIME)] = None
+    "What the command may take in all, e.g. 4GB; less is slower, results stay the same. Default: as needed."
+    seed: Annotated[int | None, Parameter(group=RUNTIME)] = None
+    "Seed of everything random (randomly initialised models, K-means). Default: 0."
+
+    def given(self) -> dict[str, Any]:
+        """What stood on the command line."""
+        names = [f.name for f in fields(self) if f.name not in ("settings", "config")]
+        return {n: getattr(self, n) for n in names if getattr(self, n) is not None}
+
+
+@app.command
+def segment(*inputs: str, options: SegmentOptions = SegmentOptions(), run: RunOptions = RunOptions()) -> int:
+    """Cut a video, or many, into objects that keep their identity; without labels, their number not given.
+
+    Example: `unspool segment clip.mp4`
+
+    Example: `unspool segment videos/ --every 5 --resolution 192x384 -o result`
+
+    Parameters
+    ----------
+    inputs
+        Videos: files, folders, globs, folders of frames, `@list.txt`, fsspec addresses.
+    """
+    from unspool import verbs_segment as verbs
+
+    if not inputs:
+        raise UsageError("no video is given; e.g. `unspool segment clip.mp4`")
+    settings = verbs.resolve_segment_settings(
+        options.given(), options.config, options.settings or [], workers=max(1, run.workers)
+    )
+    return _run(verbs.segment_plan, run, None, inputs=inputs, settings=settings)
 
 
 @evaluate.command(name="tracking")
@@ -263,6 +330,108 @@ def eval_clustering(
         verbs.clustering_plan, run, None, data=data, encoder=model, before=before, resolution=resolution,
         names=tuple(sequences or ()), protocols=protocol or (), clusters=clusters, seeds=seeds, sample=sample,
         frames=frames, device=device, precision=precision, seed=seed,
+    )  # fmt: skip
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class EncoderOptions:
+    """Which features, where no labels travel."""
+
+    model: Annotated[str | None, Parameter(group=MODEL)] = None
+    "Encoder: a name (see `unspool models`) or a checkpoint file. Default: random-resnet18."
+    resolution: Annotated[int | None, Parameter(group=MODEL)] = None
+    "Side of the square that the encoder sees, px. Default: the protocol's."
+    device: Annotated[str | None, Parameter(group=RUNTIME)] = None
+    "auto, cpu, cuda, cuda:1 or mps. Default: auto."
+    precision: Annotated[Literal["fp32", "bf16", "fp16"] | None, Parameter(group=RUNTIME)] = None
+    "Arithmetic of the encoder. Default: fp32."
+    seed: Annotated[int | None, Parameter(group=RUNTIME)] = None
+    "Seed of everything random. Default: the protocol's."
+
+    def settings(self) -> Any:
+        """What stood on the command line, the rest by default."""
+        from unspool.verbs_heads import Settings
+
+        names = ("model", "resolution", "device", "precision", "seed")
+        return Settings(**{n: getattr(self, n) for n in names if getattr(self, n) is not None})
+
+
+@evaluate.command(name="linear")
+def eval_linear(
+    *,
+    data: str,
+    recipe: str = "leopart-linear",
+    views: int | None = None,
+    epochs: int | None = None,
+    encoder: EncoderOptions = EncoderOptions(),
+    run: RunOptions = RunOptions(),
+) -> int:
+    """Train a small head on frozen features of labelled pictures, and score it on others.
+
+    Features are kept in the cache, so that a second head costs only its own training.
+
+    Example: `unspool eval linear --data rendered:50 --model dino-vits16`
+
+    Example: `unspool eval linear --data rendered:50 --recipe leopart-fcn`
+
+    Parameters
+    ----------
+    data
+        KIND:WHERE. Kinds: `rendered`, N rendered pictures to learn from and N to be scored.
+    recipe
+        leopart-linear, leopart-fcn (random cuts, scored at 448x448, all classes), timet-linear, timet-fcn
+        (whole pictures, scored at 100x100, classes that the truth has).
+    views
+        Random cuts of every picture that are encoded and kept; published: one an epoch. Default: 4.
+    epochs
+        Default: the recipe's.
+    """
+    from unspool import verbs_heads
+
+    settings = encoder.settings()
+    return _run(
+        verbs_heads.linear_plan, run, None, settings=settings, data=data, recipe=recipe, views=views,
+        epochs=epochs,
+    )  # fmt: skip
+
+
+@evaluate.command(name="salient")
+def eval_salient(
+    *,
+    data: str,
+    recipe: str = "leopart",
+    clusters: int | None = None,
+    attention: str | None = None,
+    encoder: EncoderOptions = EncoderOptions(),
+    run: RunOptions = RunOptions(),
+) -> int:
+    """Find what stands out in pictures or frames by clusters that attention marks (CBFE), and score it.
+
+    Prints the score with a threshold chosen on the truth of training pictures, and without any truth.
+
+    Example: `unspool eval salient --data rendered:50 --model dino-vits16`
+
+    Example: `unspool eval salient --data davis17:DAVIS --model dino-vits16 --recipe timet`
+
+    Parameters
+    ----------
+    data
+        KIND:WHERE. Kinds: `rendered`, N rendered pictures to choose the threshold on and N to be scored;
+        `rendered-clips`, likewise all frames of N clips; `davis17`, all frames of the two lists.
+    recipe
+        leopart (200 clusters of both splits together) or timet (300, of each split on its own).
+    clusters
+        How many. Default: the recipe's.
+    attention
+        Encoder whose attention marks the foreground; needed where the encoder is no ViT. Default: its own.
+    """
+    from unspool import verbs_heads
+
+    settings = encoder.settings()
+    return _run(
+        verbs_heads.salient_plan, run, None, settings=settings, data=data, recipe=recipe, clusters=clusters,
+        attention=attention,
     )  # fmt: skip
 
 
@@ -438,6 +607,78 @@ def _train(method: str, options: TrainOptions) -> int:
         if options.dry_run:
             return verbs.describe(order, reporter)
         return verbs.carry_out(order, reporter, ["unspool", *sys.argv[1:]])
+
+
+@app.command
+def export(
+    result: Path | None = None,
+    /,
+    *,
+    to: str,
+    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    videos: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    model: str | None = None,
+    layer: str = "tokens",
+    resolution: int | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    json: Annotated[bool, Parameter(name="--json")] = False,
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False,
+) -> int:
+    """Write a result in the format of another tool; or an encoder for timm.
+
+    Example: `unspool export unspool-track-clip --to coco -o coco`
+
+    Example: `unspool export unspool-track-clip --to prores -o mattes`
+
+    Example: `unspool export --to timm --model runs/a -o encoder`
+
+    Parameters
+    ----------
+    result
+        A result folder; for timm, one that training left.
+    to
+        coco, ytvis, davis, youtube-vos, mots (CVAT), prompts (SAM 2, Cutie), mattes (PNG with alpha), prores
+        (4444 with alpha, per object), features (safetensors), timm.
+    output
+        Folder to write into.
+    videos
+        Only these videos of the result.
+    model
+        features, timm: the encoder, a name or a file.
+    layer
+        features: what the encoder is asked for; `unspool models NAME` lists what it offers.
+    resolution
+        features: short side of the encoder's input, px. Default: the video's own.
+    device
+        features: auto, cpu, cuda, cuda:1 or mps.
+    overwrite
+        Write into a folder that holds something else; an earlier export in it is removed, other files stay.
+    json
+        Events as JSON lines on stdout.
+    quiet
+        Results and errors only.
+    """
+    from unspool.export import Export
+    from unspool.export import export as write_export
+    from unspool.reporting import Reporter
+
+    if result is None and (to != "timm" or model is None):
+        raise UsageError("no result is given; e.g. `unspool export unspool-track-clip --to coco -o coco`")
+    kind: Any = to
+    what = Export(
+        result or Path(),
+        kind,
+        tuple(videos or ()),
+        model or "",
+        layer=layer,
+        resolution=resolution,
+        device=device,
+    )
+    with Reporter(as_json=json, quiet=quiet) as reporter:
+        folder = write_export(what, output, overwrite=overwrite, report=reporter)
+        reporter({"event": "result", "text": str(folder)})
+    return 0
 
 
 @app.command

@@ -12,6 +12,8 @@ from unspool.errors import UsageError, VideoError
 from unspool.results import safe_name
 from unspool.video.source import IMAGES, VIDEO_ENDINGS, Place, place
 
+STDIN = "-"  # the input that stands for a stream
+
 
 def expand_inputs(inputs: Sequence[str]) -> list[str]:
     """The videos behind files, folders, globs, frame folders, `@list.txt` and fsspec addresses, in order.
@@ -34,6 +36,8 @@ def _expand(entry: str) -> list[str]:
             raise UsageError(f"{path}: no such list; @FILE names a text file with one input per line")
         lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
         return [video for line in lines if line and not line.startswith("#") for video in _expand(line)]
+    if entry == STDIN:
+        return [entry]
     if "://" in entry:
         return _expand_address(entry)
     path = Path(entry)
@@ -110,6 +114,8 @@ def names_of(videos: Sequence[str]) -> list[str]:
 
 
 def _stem(video: str) -> str:
+    if video == STDIN:
+        return "stdin"
     path = Path(video.rstrip("/"))
     if glob.has_magic(path.name):
         return path.parent.name or "frames"

@@ -432,8 +432,8 @@ def serve(folders: Sequence[Path], port: int = 0) -> Server:
 def view(folders: Sequence[Path], *, port: int = 0, open_browser: bool = True) -> None:
     """Serve until Ctrl-C, which ends it quietly."""
     with serve(folders, port) as server:
-        print(f"{server.url}  (Ctrl-C ends)", flush=True)
         try:
+            print(f"{server.url}  (Ctrl-C ends)", flush=True)
             if open_browser:
                 webbrowser.open(server.url)
             server.serve_forever()

@@ -53,11 +53,17 @@ class Reporter:
 
     def __call__(self, event: Json) -> None:
         """Show one event."""
-        if self.as_json and not (event["event"] == "frame" and not self._due(event)):
+        if self.as_json and self._worth_a_line(event):
             print(json.dumps(event, default=str), flush=True)
         show = getattr(self, f"_{event['event']}", None)
         if show is not None:
             show(event)
+
+    def _worth_a_line(self, event: Json) -> bool:
+        if event["event"] == "stage":
+            name = f"{event['video']}: {event['stage']}"
+            return self._due({"video": name, "frame": event["done"], "frames": event["total"]})
+        return event["event"] != "frame" or self._due(event)
 
     def say(self, text: str) -> None:
         """A sentence for people; not shown when quiet."""
@@ -76,8 +82,9 @@ class Reporter:
 
     def _video(self, event: Json) -> None:
         self._clock[event["video"]] = (monotonic(), monotonic(), 0)
+        length = "a stream" if event["frames"] is None else f"{event['frames']} frames"
         if self._bars.disable:
-            self.say(f"{event['video']}: {event['frames']} frames")
+            self.say(f"{event['video']}: {length}")
         else:
             self._tasks[event["video"]] = self._bars.add_task(event["video"], total=event["frames"], rate="")
         for note in event.get("notes", []):
@@ -90,15 +97,25 @@ class Reporter:
         if name in self._tasks:
             self._bars.update(self._tasks[name], completed=event["frame"], rate=f"{rate:.1f} frames/s")
         elif not self.quiet and not self.as_json and self._due(event):
+            if event["frames"] is None:
+                self.say(f"{name}: {event['frame']} frames, {rate:.1f} frames/s")
+                return
             left = (event["frames"] - event["frame"]) / rate
             self.say(
                 f"{name}: {event['frame']}/{event['frames']} frames, {rate:.1f} frames/s, {left:.0f} s left"
             )
 
+    def _stage(self, event: Json) -> None:
+        """One stage of one video: encoding, clustering, writing."""
+        shown = f"{event['frames_per_second']:.1f} frames/s"
+        told = f"{shown}, {_duration(event['seconds_left'])} left"
+        self._advance(f"{event['video']}: {event['stage']}", event["done"], event["total"], shown, told)
+
     def _due(self, event: Json) -> bool:
         """True once per tenth of the video, or after half a minute."""
         start, last, tenths = self._clock.setdefault(event["video"], (monotonic(), monotonic(), 0))
-        now, reached = monotonic(), 10 * event["frame"] // max(event["frames"], 1)
+        now, total = monotonic(), event["frames"]
+        reached = 0 if total is None else 10 * event["frame"] // max(total, 1)  # a stream has no tenths
         if reached <= tenths and now - last < PLAIN_EVERY:
             return False
         self._clock[event["video"]] = (start, now, reached)
@@ -127,9 +144,8 @@ class Reporter:
     # training
 
     def _storing(self, event: Json) -> None:
-        self._advance(
-            "keeping decoded frames", event["done"], event["total"], f"{event['seconds_left']} s left"
-        )
+        what = event.get("what", "keeping decoded frames")
+        self._advance(what, event["done"], event["total"], f"{event['seconds_left']} s left")
 
     def _continued(self, event: Json) -> None:
         self.say(f"continuing after step {event['step']:,} of {event['steps']:,}")

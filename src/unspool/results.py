@@ -3,7 +3,9 @@
 RESULT/
   index.html, run.json, scores.json, scores.csv
   videos/NAME/{masks/00000.png, overlay.mp4, frames.mp4, thumbs.jpg, tracks.json, done.json}
+  videos/NAME/hierarchy.npz          segment only: merge tree and labels on the grid (`unspool.segments`)
   data/NAME.js, data/NAME-000.js     what the page needs: run-length labels at display size
+  data/NAME.tree/                    segment only: leaves of the tree, queries and keys
   davis/SEQ/00000.png                eval only
   checkpoints/, encoder.safetensors, log.jsonl, pictures/, tensorboard/     train only (`unspool.training`)
 
@@ -186,6 +188,7 @@ class VideoResult:
 
     `write` takes the frames in order; `finish` closes the files and writes `done.json`; leaving the
     context without `finish` removes what is not whole and keeps the masks written so far.
+    `tick` (s) says that the video is a stream, whose `times` grow (as in `VideoWriter`).
     Three lanes work beside the caller: masks and records, overlay, plain frames.
     """
 
@@ -201,6 +204,7 @@ class VideoResult:
         audio_from: str | None = None,
         pixel_aspect: Fraction = Fraction(1),
         with_truth: bool = False,
+        tick: Fraction | None = None,
     ) -> None:
         self.folder, self.name, self.source = folder, name, source
         self.height, self.width, self.times = height, width, times
@@ -211,6 +215,7 @@ class VideoResult:
             for stale in (folder / "data").glob(f"{_escape_glob(name)}*.js"):
                 if re.fullmatch(rf"{re.escape(name)}(-\d{{3,}})?\.js", stale.name):
                     stale.unlink()
+            shutil.rmtree(folder / "data" / f"{name}.tree", ignore_errors=True)
             (self.home / "masks").mkdir(parents=True)
         self.display = display_size(height, width)
         self._colours: dict[int, tuple[int, int, int]] = {}
@@ -218,6 +223,9 @@ class VideoResult:
         self._thumbs: dict[int, Image.Image] = {}
         wanted = np.linspace(0, max(len(times) - 1, 0), THUMBS).round().astype(int)
         self._thumb_frames = set(wanted.tolist())
+        self._thumb_stride = (
+            0 if tick is None else 1
+        )  # of a stream: doubles, so that at most twice THUMBS stay
         with ExitStack() as undo:  # what is open already, if the next cannot be opened
             self._tracks = TracksWriter(self.home / "tracks.json", name=name, height=height, width=width)
             undo.callback(self._tracks.abort)
@@ -228,6 +236,7 @@ class VideoResult:
                 times=times,
                 audio_from=audio_from,
                 pixel_aspect=pixel_aspect,
+                tick=tick,
             )
             undo.callback(self._overlay.abort)
             self._plain = VideoWriter(
@@ -236,6 +245,7 @@ class VideoResult:
                 width=self.display[1],
                 times=times,
                 pixel_aspect=pixel_aspect,
+                tick=tick,
             )
             undo.pop_all()
         self._lanes = {lane: Lane(lane) for lane in ("masks", "overlay", "frames")}
@@ -306,9 +316,13 @@ class VideoResult:
     ) -> None:
         drawn = draw_overlay(image, labels, colours)
         self._overlay.write(drawn)
-        if index in self._thumb_frames:
+        stride = self._thumb_stride
+        if index % stride == 0 if stride else index in self._thumb_frames:
             size = (THUMB_WIDTH, max(1, round(THUMB_WIDTH * self.height / self.width)))
             self._thumbs[index] = Image.fromarray(drawn).resize(size, Image.Resampling.LANCZOS)
+        if stride and len(self._thumbs) == 2 * THUMBS:
+            self._thumb_stride = 2 * stride
+            self._thumbs = {i: t for i, t in self._thumbs.items() if i % self._thumb_stride == 0}
 
     @property
     def seconds_writing(self) -> float:
@@ -337,11 +351,13 @@ class VideoResult:
         curves: Json | None = None,
         warnings: Sequence[str] = (),
         extra: Json | None = None,
+        page: Json | None = None,
     ) -> Json:
         """Close all files and write `done.json`; returns its content.
 
         `scores`: numbers shown beside the video (`{"protocol", "J", "F", "J&F"}`); `curves`:
-        `{"J": {id: [value or None per frame]}, "F": ...}`; `extra`: what a rerun compares.
+        `{"J": {id: [value or None per frame]}, "F": ...}`; `extra`: what a rerun compares;
+        `page`: more for the page's record of this video.
         """
         self.close()
         objects = [
@@ -352,7 +368,7 @@ class VideoResult:
             self.folder / "data" / f"{self.name}.js",
             "video",
             self.name,
-            self._page_record(objects, curves, warnings),
+            {**self._page_record(objects, curves, warnings), **(page or {})},
         )
         done = {
             "name": self.name,
@@ -530,7 +546,9 @@ class Run:
 
 def _refuse_other_settings(folder: Path, earlier: Json, record: Json) -> None:
     old, new = (
-        {"verb": r.get("verb"), "weights": r.get("model", {}).get("weights_hash"), **r.get("config", {})}
+        _flat(
+            {"verb": r.get("verb"), "weights": r.get("model", {}).get("weights_hash"), **r.get("config", {})}
+        )
         for r in (earlier, record)
     )
     differing = [k for k in sorted(old.keys() | new.keys()) if _plain(old.get(k)) != _plain(new.get(k))]
@@ -540,6 +558,13 @@ def _refuse_other_settings(folder: Path, earlier: Json, record: Json) -> None:
             f"{folder}: holds results of other settings ({listed}); "
             "choose another folder with -o, or --overwrite to start again"
         )
+
+
+def _flat(table: Json, prefix: str = "") -> Json:
+    found: Json = {}
+    for key, value in table.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def _plain(value: object) -> object:

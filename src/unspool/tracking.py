@@ -11,6 +11,7 @@ import resource
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sized as HasLength
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib.resources import files
@@ -24,7 +25,7 @@ from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 
 from unspool.encoders import Encoder
-from unspool.errors import MaskError, UsageError
+from unspool.errors import MaskError, ShapeError, UsageError
 from unspool.masks import Mask, fit_mask, ids_in, read_mask
 from unspool.ops import propagation
 from unspool.ops.affinity import SCORE_BYTES, row_bytes, tiling_for
@@ -38,20 +39,20 @@ FRAMES_IN_HAND = 48  # decoded ahead, waiting for a writer or inside one, at any
 
 
 class Sized(Protocol):
-    """What has the size of a video's frames, px."""
-
-    height: int
-    width: int
-
-
-class Frames(Protocol):
-    """What `track` asks of a video: a size, and images in order."""
+    """What has a name and the size of a video's frames, px."""
 
     name: str
     height: int
     width: int
 
-    def __len__(self) -> int: ...
+
+class Frames(Protocol):
+    """What `track` asks of a video: a size, and images in order; a stream has no length."""
+
+    name: str
+    height: int
+    width: int
+
     def __iter__(self) -> Iterator[Image]: ...
 
 
@@ -153,23 +154,82 @@ def track_frames(
     memory: int | None = None,
 ) -> Iterator[tuple[Image, LabelMap]]:
     """As `track`, with each frame's image beside its labels."""
-    how = how or tracking_preset("dul")
     clock = timings or Timings()
-    _resident()  # before a frame is encoded
     given = given_masks(video, mask, resize=resize_mask)
-    size = input_size(video.height, video.width, encoder, how)
-    state = propagation.start()
-    upsample = Upsampling((video.height, video.width), how.propagation.mask_resize, encoder.patch)
-    for index, image in enumerate(_timed(iter(video), clock)):
+    tracker = Tracker(given, encoder, how, timings=clock, memory=memory)
+    for image in _timed(iter(video), clock):
+        yield image, tracker.step(image)
+
+
+class Tracker:
+    """`track` for frames that come one at a time, from a camera for example: the same labels, frame by frame.
+
+    Arguments and errors are those of `track`. What is remembered of earlier frames has a fixed size.
+    """
+
+    def __init__(
+        self,
+        mask: LabelMap | Mask | str | Path | Mapping[int, LabelMap | Mask | str | Path],
+        encoder: Encoder,
+        how: Tracking | None = None,
+        *,
+        resize_mask: bool = False,
+        timings: Timings | None = None,
+        memory: int | None = None,
+    ) -> None:
+        resident()  # before a frame is encoded
+        self.frames = 0  # taken so far
+        self.encoder, self.how = encoder, how or tracking_preset("dul")
+        self._masks, self._resize, self._memory = mask, resize_mask, memory
+        self._given: dict[int, Mask] = {}
+        self._clock = timings or Timings()
+        self._state = propagation.start()
+
+    def step(self, image: Image, mask: LabelMap | Mask | str | Path | None = None) -> LabelMap:
+        """The labels `[H, W]` of the next frame `[H, W, 3]`, uint8 RGB.
+
+        `mask`: objects that enter with this frame, or that it corrects. Raises ShapeError for a frame of
+        another size than the first one's.
+        """
+        if not self.frames:
+            self._begin(image)
+        if image.shape != (*self._size, 3):
+            height, width = self._size
+            raise ShapeError(f"frame {self.frames} is {list(image.shape)}, expected [{height}, {width}, 3]")
+        if mask is not None:
+            one = _as_mask(mask, f"mask of frame {self.frames}")
+            self._given[self.frames] = fit_mask(one, self._size, resize=self._resize)
         started = perf_counter()
-        features = encode(image, encoder, size, how.features)
+        features = encode(image, self.encoder, self._input, self.how.features)
         encoded = perf_counter()
-        if not index:
-            tile = needs(features, video, encoder, how).tile(memory)
-        labels, state = _carry(features, state, given.get(index), how.propagation, upsample, tile)
-        clock.encode += encoded - started
-        clock.propagate += perf_counter() - encoded
-        yield image, labels
+        if not self.frames:
+            frame = _Camera("stream", *self._size)
+            self._tile = needs(features, frame, self.encoder, self.how).tile(self._memory)
+        given = self._given.pop(self.frames, None)
+        labels, self._state = _carry(
+            features, self._state, given, self.how.propagation, self._upsample, self._tile
+        )
+        self.frames += 1
+        self._clock.encode += encoded - started
+        self._clock.propagate += perf_counter() - encoded
+        return labels
+
+    def _begin(self, image: Image) -> None:
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ShapeError(f"frame 0 is {list(image.shape)} of {image.dtype}, expected [H, W, 3] of uint8")
+        self._size = (image.shape[0], image.shape[1])
+        self._given = given_masks(_Camera("stream", *self._size), self._masks, resize=self._resize)
+        self._input = input_size(*self._size, self.encoder, self.how)
+        self._upsample = Upsampling(self._size, self.how.propagation.mask_resize, self.encoder.patch)
+
+
+@dataclass
+class _Camera:
+    """What is known of frames that come one at a time: no length."""
+
+    name: str
+    height: int
+    width: int
 
 
 def _timed(frames: Iterator[Image], clock: Timings) -> Iterator[Image]:
@@ -183,17 +243,18 @@ def _timed(frames: Iterator[Image], clock: Timings) -> Iterator[Image]:
 
 
 def given_masks(
-    video: Frames, mask: LabelMap | Mask | str | Path | Mapping[int, Any], *, resize: bool = False
+    video: Sized, mask: LabelMap | Mask | str | Path | Mapping[int, Any], *, resize: bool = False
 ) -> dict[int, Mask]:
     """The masks by frame, read and fitted to the video's size. Raises MaskError."""
     by_frame = mask if isinstance(mask, Mapping) else {0: mask}
     if not by_frame:
         raise MaskError(f"{video.name}: no mask is given; name the objects with --mask first.png")
-    beyond = [frame for frame in by_frame if not 0 <= frame < len(video)]
+    length = len(video) if isinstance(video, HasLength) else None  # a stream has none
+    beyond = [frame for frame in by_frame if frame < 0 or (length is not None and frame >= length)]
     if beyond:
+        known = "count from 0" if length is None else f"are 0 to {length - 1}"
         raise MaskError(
-            f"{video.name}: a mask is given for frame {beyond[0]}, "
-            f"but the video's frames are 0 to {len(video) - 1}"
+            f"{video.name}: a mask is given for frame {beyond[0]}, but the video's frames {known}"
         )
     masks = {t: _as_mask(one, f"{video.name}, mask of frame {t}") for t, one in sorted(by_frame.items())}
     return {t: fit_mask(one, (video.height, video.width), resize=resize) for t, one in masks.items()}
@@ -275,14 +336,14 @@ def needs(features: Float[Tensor, "c h w"], video: Sized, encoder: Encoder, how:
     row = row_bytes(tiling, how.propagation.window, how.propagation.context + 1)
     smallest = max(row, 4 * FEWEST * pixels)
     return Needs(
-        _resident() + inside + remembered + 4 * FRAMES_IN_HAND * video.height * video.width,
+        resident() + inside + remembered + 4 * FRAMES_IN_HAND * video.height * video.width,
         smallest,
         min(SCORE_BYTES, max(row * tiling.rows, smallest)),
     )
 
 
 @cache
-def _resident() -> int:
+def resident() -> int:
     """Bytes of this process before it tracks anything: what is asked later would count earlier videos."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
@@ -292,7 +353,7 @@ def cost(video: Sized, encoder: Encoder, how: Tracking) -> tuple[float, Needs]:
     """Seconds per frame, and memory, about: one blank frame is encoded, products are counted."""
     blank = np.zeros((video.height, video.width, 3), np.uint8)
     size = input_size(video.height, video.width, encoder, how)
-    _resident()  # before the blank frame is encoded
+    resident()  # before the blank frame is encoded
     started = perf_counter()
     features = encode(blank, encoder, size, how.features)
     encoding = perf_counter() - started

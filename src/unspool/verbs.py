@@ -7,12 +7,9 @@ come together here: command line over config file over preset over default, and 
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
-import re
 import shlex
 import shutil
-import tomllib
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -20,14 +17,16 @@ from functools import lru_cache, partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 
 from unspool.data.vos import VosSequence, davis, label_map, mask_trees
 from unspool.errors import MaskError, UnspoolError, UnspoolWarning, UsageError
-from unspool.inputs import default_folder, expand_inputs, masks_of, names_of
+from unspool.inputs import STDIN, default_folder, expand_inputs, masks_of, names_of
 from unspool.jobs import Estimate, Interrupted, Plan, Report, Stop
 from unspool.masks import Mask, ids_in, write_mask
+from unspool.options import digest, file_stamp, in_words, parse_single, read_toml, size_in_bytes
 from unspool.protocols.tracking import (
     SequenceScores,
     curves,
@@ -43,7 +42,8 @@ from unspool.protocols.tracking import (
 )
 from unspool.rendered import RenderedClip, demo_scene
 from unspool.results import Json, VideoResult, safe_name, write_json, written_whole
-from unspool.video import VideoWriter, open_video
+from unspool.video import Video, VideoWriter, open_video
+from unspool.video.stream import Stream
 
 if TYPE_CHECKING:
     from unspool.tracking import Needs
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 class Settings:
     """Options that `demo`, `track` and `eval tracking` share."""
 
-    model: str = "random-resnet18"  # encoder: a name or a checkpoint file
+    model: str = "dul-small"  # encoder: a name or a checkpoint file
     preset: str = "dul"  # whose protocol labels travel by: dul, crw, dino
     resolution: int | None = None  # px of the short side of the encoder's input; None: the preset's rule
     device: str = "auto"
@@ -82,46 +82,13 @@ def resolve_settings(
     """
     merged: Json = {"tracking": {}}
     if config is not None:
-        _merge(merged, _read_toml(config), str(config))
+        _merge(merged, read_toml(config), str(config))
     for text in single:
-        _merge(merged, _parse_single(text), f"--set {text}")
+        _merge(merged, parse_single(text), f"--set {text}")
     _merge(merged, given, "command line")
     if merged.get("memory") is not None:
         merged["memory"] = size_in_bytes(merged["memory"])
     return Settings(**merged, processes=1 if workers == 1 else workers + 1)
-
-
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-UNITS |= {f"{unit}i": 2 ** (10 * power) for power, unit in enumerate("kmgt", 1)}
-
-
-def size_in_bytes(size: str | int) -> int:
-    """Bytes of `4GB`, `800MB`, `1.5 GiB` or a plain number. Raises UsageError for anything else."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", str(size).strip().lower())
-    if not found or found[2] not in UNITS:
-        raise UsageError(f"--memory {size}: expected a size, e.g. --memory 4GB")
-    return int(float(found[1]) * UNITS[found[2]])
-
-
-def _read_toml(path: Path) -> Json:
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}); --config takes a TOML file") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path}: not TOML: {error}") from error
-
-
-def _parse_single(text: str) -> Json:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise UsageError(f"--set {text}: expected KEY=VALUE, e.g. --set propagation.top_k=5")
-    for line in (f"{key} = {value}", f'{key} = "{value}"'):
-        try:
-            return tomllib.loads(line)
-        except tomllib.TOMLDecodeError:
-            continue
-    raise UsageError(f"--set {text}: expected KEY=VALUE, e.g. --set propagation.top_k=5")
 
 
 def _merge(merged: Json, table: Json, origin: str) -> None:
@@ -204,23 +171,11 @@ class TrackJob:
     @property
     def identity(self) -> Json:
         """Files with size and time stamp: what a rerun must find unchanged."""
-        masks = {str(frame): _file_stamp(file) for frame, file in self.masks.items()}
-        truth = [_file_stamp(str(path)) for path in self.sequence.truth] if self.sequence else []
-        return {"video": _file_stamp(self.source), "mask": masks, "truth": _digest(truth)}
-
-
-def _file_stamp(path: str) -> list[object]:
-    if "://" in path or not Path(path).exists():
-        return [path]
-    if Path(path).is_dir():
-        inside = sorted(p for p in Path(path).iterdir() if p.is_file())
-        return [str(Path(path).resolve()), _digest([_file_stamp(str(p)) for p in inside])]
-    stat = Path(path).stat()
-    return [str(Path(path).resolve()), stat.st_size, stat.st_mtime_ns]
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+        masks = {str(frame): file_stamp(file) for frame, file in self.masks.items()}
+        truth = [file_stamp(str(path)) for path in self.sequence.truth] if self.sequence else []
+        # what came through a pipe cannot be compared: never the same again
+        video = [STDIN, uuid4().hex] if self.source == STDIN else file_stamp(self.source)
+        return {"video": video, "mask": masks, "truth": digest(truth)}
 
 
 def track_video(job: TrackJob, report: Report, stop: Stop) -> Json:
@@ -239,10 +194,11 @@ def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warning
     started = perf_counter()
     encoder, timings = _encoder_of(job.settings, job.tracking), Timings()
     identity = job.identity  # of the files that are read now
-    with open_video(job.source) as video:
+    with _opened(job.source) as video:
+        length, tick = (None, video.tick) if isinstance(video, Stream) else (len(video), None)
         masks = given_masks(video, _masks(job), resize=job.resize_mask)
         notes = list(dict.fromkeys(mask.note for mask in masks.values() if mask.note))
-        report({"event": "video", "video": job.name, "frames": len(video), "notes": notes})
+        report({"event": "video", "video": job.name, "frames": length, "notes": notes})
         truth = job.sequence.labels() if job.sequence else None
         with VideoResult(
             job.folder,
@@ -251,25 +207,37 @@ def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warning
             height=video.height,
             width=video.width,
             times=video.times,
-            audio_from=job.source,
+            audio_from=job.source if length is not None else None,
             pixel_aspect=video.pixel_aspect,
             with_truth=truth is not None,
+            tick=tick,
         ) as result:
             how = with_settings(Tracking(), job.tracking)
             memory = job.settings.memory_each
             frames = track_frames(video, masks, encoder, how, timings=timings, memory=memory)
+            taken = 0
             for index, (image, labels) in enumerate(frames):
+                taken = index + 1
                 result.write(image, labels, next(truth) if truth else None)
-                report({"event": "frame", "video": job.name, "frame": index + 1, "frames": len(video)})
-                if stop.is_set() and index + 1 < len(video):
+                report({"event": "frame", "video": job.name, "frame": index + 1, "frames": length})
+                if stop.is_set() and length is None:
+                    break  # a stream ends where it is told to: what came is the result
+                if stop.is_set() and length is not None and index + 1 < length:
                     raise Interrupted
+            unused = [frame for frame in masks if frame >= taken and length is None]
+            if unused:
+                warnings.warn(
+                    f"{job.name}: ended after {taken} frames; the mask of frame {unused[0]} is not used",
+                    UnspoolWarning,
+                    stacklevel=2,
+                )
             result.close()
             seconds, timings.write = perf_counter() - started, result.seconds_writing
             scored = _score(job)
             done = result.finish(
                 seconds=seconds,
                 scores=video_scores(scored) if scored else None,
-                curves=curves(scored, len(video)) if scored else None,
+                curves=curves(scored, taken) if scored else None,
                 warnings=list(
                     dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UnspoolWarning))
                 ),
@@ -281,6 +249,10 @@ def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warning
                 },
             )
     return done
+
+
+def _opened(source: str) -> Video | Stream:
+    return Stream(sys.stdin.buffer) if source == STDIN else open_video(source)
 
 
 def _rounded(timings: Any) -> Json:
@@ -319,6 +291,8 @@ def track_plan(
 ) -> Plan:
     """`unspool track`: one job per video that has a mask; a video without one is failed work."""
     videos = expand_inputs(inputs)
+    if STDIN in videos and len(videos) > 1:
+        raise UsageError("a stream on stdin (-) is tracked alone; give the other videos to another command")
     names = names_of(videos)
     folder = output or default_folder("track", videos)
     tracking = _tracking_record(settings)
@@ -495,6 +469,8 @@ def _estimate(
     from unspool.tracking import Tracking, cost, with_settings  # noqa: PLC0415
 
     how, encoder = with_settings(Tracking(), tracking), _encoder_of(settings, tracking)
+    if any(isinstance(job, TrackJob) and job.source == STDIN for job in jobs):
+        return Estimate(f"{encoder.name}: a stream, of unknown size and length")  # it can be read only once
     measured: dict[tuple[int, int], tuple[float, Needs]] = {}
     frames, seconds, unreadable = 0, [0.0], []
     for job in jobs:
@@ -511,7 +487,7 @@ def _estimate(
     # workers share the cores: together they are no faster, and the longest video runs on its share alone
     took = max(sum(seconds), max(seconds) * min(workers, len(jobs)))
     peak = max((_peak(size, need, settings) for size, (_, need) in measured.items()), default=0)
-    text = f"{encoder.name}: {frames} frames, about {_duration(took)}, peak memory about {peak / 1e9:.1f} GB"
+    text = f"{encoder.name}: {frames} frames, about {in_words(took)}, peak memory about {peak / 1e9:.1f} GB"
     return Estimate(text, tuple(unreadable))
 
 
@@ -539,13 +515,6 @@ def _frames_of(job: TrackJob | DemoJob) -> Any:
         if isinstance(job, DemoJob)
         else open_video(job.source)
     )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 @dataclass(frozen=True)

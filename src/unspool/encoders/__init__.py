@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -99,6 +100,9 @@ MODELS = {
     ),
     "dino-resnet50": Model("", "dino_resnet50_pretrain.pth", "DINO ResNet-50, stride 16", "resnet50"),
 }
+SHIPPED = {  # files of unspool/weights, described in docs/models
+    "dul-small": "ResNet-18 of stride 8 at half width, learnt from video alone by DUL",
+}
 RANDOM_VITS = {
     "random-vits16": "vit_small_patch16_224",
     "random-vits8": "vit_small_patch8_224",
@@ -144,8 +148,11 @@ def load_encoder(
         return ModuleEncoder(
             model, patch, spread, place, None if precision == "fp32" else PRECISIONS[precision]
         )
-    if str(model).startswith("random-"):
-        encoder: Any = _random(str(model), seed, positions, spread)
+    if str(model) in SHIPPED:
+        file = Path(str(files("unspool") / "weights" / f"{model}.safetensors"))
+        encoder: Any = _encoder_of(read_checkpoint(file), str(model), positions, spread)
+    elif str(model).startswith("random-"):
+        encoder = _random(str(model), seed, positions, spread)
     elif str(model) in MODELS or str(model).startswith("timm/"):
         encoder = _published(str(model), positions, spread)
     else:
@@ -243,7 +250,7 @@ def _from_file(path: Path, positions: Positions, std: Std) -> nn.Module:
     if not path.is_file():
         if path.suffix in ENDINGS or len(path.parts) > 1:
             raise UsageError(f"{path}: no such weights file")
-        known = [*MODELS, *RANDOM]
+        known = [*SHIPPED, *MODELS, *RANDOM]
         near = difflib.get_close_matches(str(path), known, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
         raise UsageError(f"model '{path}' is unknown: neither a name nor a file; {hint}")
@@ -333,7 +340,8 @@ class ModuleEncoder(nn.Module):
 def describe_models(name: str | None = None) -> str:
     """The table of `unspool models`, or what is known of one."""
     if name is None:
-        rows = [
+        rows = [(n, about, "comes with unspool") for n, about in SHIPPED.items()]
+        rows += [
             (n, m.about, "downloaded through timm when named" if m.timm else f"from {m.file}")
             for n, m in MODELS.items()
         ]

@@ -7,10 +7,9 @@ src/model/attention.py, model_cluster.py); losses are in `methods/ba.py`, cluste
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -18,11 +17,12 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from unspool.encoders import Encoder, encode_batches, load_encoder, save_encoder
+from unspool.encoders import SAVED, Encoder, encode_batches, load_encoder, save_encoder
 from unspool.encoders.checkpoints import load_strictly, tensors_named
 from unspool.errors import UsageError, WeightsError
 
-ROWS = 256  # of attention, at a time
+Precision = Literal["fp32", "bf16", "fp16"]
+ROWS = 128  # of attention, at a time
 OWN = ("temporal_transformer.", "temporal_embedding", "heads")  # what the tensors of a correlator are called
 
 
@@ -88,7 +88,8 @@ class Block(nn.Module):
         def mean(some: Tensor, k: Tensor, name: str) -> Tensor:
             return self.probabilities(some, k, noise, name).mean(0)
 
-        return torch.cat([again(mean, q[:, part], k, name) for name, part in _some(rows)])
+        parts = torch.split(q[:, rows], ROWS, dim=1)
+        return torch.cat([again(mean, part, k, str(i)) for i, part in enumerate(parts)])
 
     def mixed(
         self, q: Heads, k: Heads, v: Heads, rows: Int64[Tensor, " r"], noise: Noise | None
@@ -101,8 +102,9 @@ class Block(nn.Module):
         def product(some: Tensor, k: Tensor, v: Tensor, name: str) -> Tensor:
             return self.probabilities(some, k, noise, name) @ v
 
-        parts = [again(product, q[:, part], k, v, name) for name, part in _some(rows)]
-        return torch.cat(parts, dim=1).transpose(0, 1).flatten(1)
+        parts = torch.split(q[:, rows], ROWS, dim=1)
+        found = torch.cat([again(product, part, k, v, str(i)) for i, part in enumerate(parts)], dim=1)
+        return found.transpose(0, 1).flatten(1)
 
     def features(
         self, x: Float[Tensor, "r c"], mixed: Float[Tensor, "r c"], noise: Noise | None
@@ -116,11 +118,6 @@ class Block(nn.Module):
 
 def _kept(name: str, values: Tensor) -> Tensor:
     return values
-
-
-def _some(rows: Int64[Tensor, " r"]) -> Iterator[tuple[str, Int64[Tensor, " some"]]]:
-    for start in range(0, len(rows), ROWS):
-        yield str(start), rows[start : start + ROWS]
 
 
 def again(function: Any, *inputs: Any) -> Tensor:
@@ -261,14 +258,26 @@ def untrained(encoder: Encoder, *, heads: int = 8, seed: int = 0) -> Correlator:
     return _ready(correlator, encoder)
 
 
-def load_correlator(path: str | Path, *, device: str = "auto", heads: int = 8) -> Correlator:
-    """The correlator of a file: a published checkpoint of BA, or what `save_correlator` wrote.
+def holds_block(path: str | Path) -> bool:
+    """Whether a file, or a folder that training left, holds a block beside its encoder."""
+    path = _file(Path(path))
+    return path.is_file() and bool(tensors_named(path, OWN))
 
-    `heads`: of a published one, which does not say. Raises WeightsError where the file holds no block, or not
-    exactly what a block has.
+
+def _file(path: Path) -> Path:
+    return path / SAVED if path.is_dir() else path
+
+
+def load_correlator(
+    path: str | Path, *, device: str = "auto", precision: Precision = "fp32", heads: int = 8
+) -> Correlator:
+    """The correlator of a file: a published checkpoint of BA, or what `save_correlator` or training wrote.
+
+    `precision`: of the encoder. `heads`: of a published one, which does not say. Raises WeightsError where
+    the file holds no block, or not exactly what a block has.
     """
-    path = Path(path)
-    encoder = load_encoder(path, device=device)
+    path = _file(Path(path))
+    encoder = load_encoder(path, device=device, precision=precision)
     state = tensors_named(path, OWN)
     if not state:
         raise WeightsError(f"{path}: holds an encoder, but no {OWN[0]}*; train one with: unspool train ba")

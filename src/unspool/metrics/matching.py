@@ -65,7 +65,11 @@ def clustering(
 
 def unmatched(prediction: LabelMaps, truth: LabelMaps, classes: int) -> ClusterScores:
     """Predictions that are classes already, 0 to `classes` - 1; void pixels are left out first."""
-    counts = total_counts(prediction, truth)
+    return unmatched_of_counts(total_counts(prediction, truth), classes)
+
+
+def unmatched_of_counts(counts: Counts, classes: int) -> ClusterScores:
+    """`unmatched` of maps that are known by their pixels of every predicted in every true class."""
     found = _ids("prediction", "classes", counts.sum(axis=1), classes)
     _ids("truth", "classes", counts.sum(axis=0), classes)
     counts = padded(counts, (classes, classes))[:classes, :classes]

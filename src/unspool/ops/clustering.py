@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+from torch.nn.functional import pad
 
 from unspool.errors import UsageError
 from unspool.ops.divergence import COLUMNS, Compared, Distance, compared, head_mean_attention, slices
@@ -27,6 +28,8 @@ from unspool.ops.divergence import COLUMNS, Compared, Distance, compared, head_m
 Rows = Callable[[int, int], Float[Tensor, "n m"]]  # rows of frames start, ..., stop - 1
 LEADERS = (16, 256)  # fewest and most candidates whose distances are made together
 EPS = 1e-10  # least attention: as released, one zero would take nearly every token
+TILE = 64  # rows of a tile, and columns, when near rows are added up
+CROWDED = 0.5  # share of mixed tiles from which one product of all pairs is faster
 PASSES = 10_000  # at most, as released
 
 
@@ -252,13 +255,65 @@ def _near(rows: Compared, taus: Sequence[float | int]) -> list[Bool[Tensor, "n n
 def _smoothed(
     rows: Float[Tensor, "n m"], near: Bool[Tensor, "n n"], distance: Distance
 ) -> Float[Tensor, "n m"]:
-    """Each row's near rows, added up and brought to the sum 1 (`kl`), or their mean."""
-    weights = near.to(rows.dtype)
-    smooth = torch.empty_like(rows)
-    for columns in slices(rows.shape[1]):
-        torch.mm(weights, rows[:, columns], out=smooth[:, columns])
-    total = smooth.sum(1) if distance == "kl" else weights.sum(1)
+    """Each row's near rows, added up and brought to the sum 1 (`kl`), or their mean.
+
+    Rows that are near each other are put side by side; most tiles of the matrix of pairs are then all near,
+    and add the sum of a tile's rows, or none near, and add nothing. Products are made for the others.
+    """
+    order = _side_by_side(near)
+    tiles = -(-len(rows) // TILE)
+    beyond = tiles * TILE - len(rows)
+    pairs = pad(near[order][:, order], (0, beyond, 0, beyond))
+    counts = pairs.view(tiles, TILE, tiles, TILE).sum((1, 3))
+    heights = pairs.new_full((tiles,), TILE, dtype=torch.int64)
+    heights[-1] -= beyond
+    full = counts == heights[:, None] * heights
+    mixed = ((counts > 0) & ~full).cpu()
+    if mixed.sum() > CROWDED * mixed.numel():
+        smooth = _added(near.to(rows.dtype), rows)
+    else:
+        smooth = _added_by_tiles(rows, order, pairs.view(tiles, TILE, tiles, TILE), full, mixed)
+    total = smooth.sum(1) if distance == "kl" else near.sum(1)
     return smooth.div_(total[:, None])
+
+
+def _added(weights: Float[Tensor, "n n"], rows: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+    found = torch.empty_like(rows)
+    for columns in slices(rows.shape[1]):
+        torch.mm(weights, rows[:, columns], out=found[:, columns])
+    return found
+
+
+def _added_by_tiles(
+    rows: Float[Tensor, "n m"],
+    order: Int64[Tensor, " n"],
+    pairs: Bool[Tensor, "tiles tile tiles tile"],
+    full: Bool[Tensor, "tiles tiles"],
+    mixed: Bool[Tensor, "tiles tiles"],
+) -> Float[Tensor, "n m"]:
+    smooth = torch.empty_like(rows)
+    beyond = full.shape[0] * TILE - len(rows)
+    for columns in slices(rows.shape[1]):
+        part = pad(rows[order, columns], (0, 0, 0, beyond)).view(-1, TILE, rows[:, columns].shape[1])
+        sums = full.to(rows.dtype) @ part.sum(1)
+        found = sums[:, None].expand(-1, TILE, -1).clone()
+        for tile, own in enumerate(mixed):
+            (others,) = own.nonzero(as_tuple=True)
+            if len(others):
+                weights = pairs[tile][:, others].flatten(1).to(rows.dtype)
+                found[tile].addmm_(weights, part[others].flatten(0, 1))
+        smooth[order, columns] = found.flatten(0, 1)[: len(rows)]
+    return smooth
+
+
+def _side_by_side(near: Bool[Tensor, "n n"]) -> Int64[Tensor, " n"]:
+    """An order of rows in which those near the same leader follow each other."""
+    pairs = near.cpu().numpy()
+    member = np.full(len(pairs), -1)
+    for row, close in enumerate(pairs):
+        if member[row] < 0:
+            member[close & (member < 0)] = row
+    return torch.from_numpy(member.argsort(kind="stable")).to(near.device)
 
 
 def _hold(rows: Float[Tensor, "n m"], memory: int) -> bool:

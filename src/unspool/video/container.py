@@ -49,7 +49,7 @@ class Container:
         if first is None or first.interlaced_frame or first.pts != self.index.pts[0]:
             first = self._scan(notice)
         self.coded = (first.height, first.width)
-        self.upright = _Upright.of(first)
+        self.upright = Upright.of(first)
         self.height, self.width = self.coded[::-1] if self.upright.swap else self.coded
         self.pixel_aspect = 1 / aspect if self.upright.swap else aspect
         self.fps = self._fps()
@@ -291,11 +291,7 @@ class Container:
                 f"{self.source}: changes its size from {self.coded[1]}x{self.coded[0]} to "
                 f"{frame.width}x{frame.height} at {float(frame.time or 0):.2f} s; cut it there"
             )
-        if _has_alpha(frame.format.name):
-            rgb = _on_white(frame.to_ndarray(format="rgba", threads=1))
-        else:
-            rgb = frame.to_ndarray(format="rgb24", threads=1)
-        return self.upright.apply(rgb)
+        return self.upright.apply(to_rgb(frame))
 
 
 @dataclass(frozen=True)
@@ -312,7 +308,7 @@ class _GapError(Exception):
 
 
 @dataclass(frozen=True)
-class _Upright:
+class Upright:
     """How the display matrix turns and mirrors the coded picture, in right angles."""
 
     swap: bool = False
@@ -320,7 +316,7 @@ class _Upright:
     reverse_columns: bool = False
 
     @classmethod
-    def of(cls, frame: Any) -> _Upright:
+    def of(cls, frame: Any) -> Upright:
         """With the matrix [a b; c d], the pixel (x, y) is shown at (ax + cy, bx + dy)."""
         for data in frame.side_data:
             if data.type.name == "DISPLAYMATRIX":
@@ -330,11 +326,20 @@ class _Upright:
         return cls()
 
     def apply(self, picture: Picture) -> Picture:
-        if self == _Upright():
+        """The picture as it is to be shown."""
+        if self == Upright():
             return picture
         turned = picture.swapaxes(0, 1) if self.swap else picture
         rows, columns = -1 if self.reverse_rows else 1, -1 if self.reverse_columns else 1
         return np.ascontiguousarray(turned[::rows, ::columns])
+
+
+def to_rgb(frame: Any) -> Picture:
+    """A decoded frame as `[h, w, 3]`; transparent pixels are white."""
+    if _has_alpha(frame.format.name):
+        return _on_white(frame.to_ndarray(format="rgba", threads=1))
+    rgb: Picture = frame.to_ndarray(format="rgb24", threads=1)
+    return rgb
 
 
 @cache

@@ -34,7 +34,8 @@ class VideoWriter:
 
     H.264 4:2:0; odd sizes are padded to even by repeating the last row or column; `times` (s, one per
     frame, ascending) are kept exactly, variable rates too; the sound of `audio_from` is copied as it is
-    (a folder of frames has none).
+    (a folder of frames has none). `tick` (s): the unit of times that are not known yet; of a stream, `times`
+    may grow while frames are written, and holds one more than there are, if there is one more.
     As a context manager: closed on success, nothing is left after an error. Raises OutputError.
     """
 
@@ -48,6 +49,7 @@ class VideoWriter:
         audio_from: str | Path | None = None,
         crf: int = 23,
         pixel_aspect: Fraction = Fraction(1),
+        tick: Fraction | None = None,
     ) -> None:
         self.path, self.height, self.width = Path(path), height, width
         self.frames = self._muxed = 0
@@ -56,7 +58,7 @@ class VideoWriter:
         self._audio: _Sound | None = None
         self._output: Any = None
         self.codec = _best_encoder(self.path)
-        self._clock = _clock_of(times, FINEST_CLOCK.get(self.codec, MP4_CLOCK))
+        self._clock = clock_of(times if tick is None else [tick], FINEST_CLOCK.get(self.codec, MP4_CLOCK))
         with self._errors_named():
             where = place(audio_from) if audio_from is not None else None
             if where and not (where.is_folder or where.is_pattern):
@@ -265,7 +267,7 @@ def _best_encoder(path: Path) -> str:
     raise OutputError(f"{path}: FFmpeg has none of the encoders {known}; install the av wheel from PyPI")
 
 
-def _clock_of(times: Sequence[Fraction], finest: int) -> Fraction:
+def clock_of(times: Sequence[Fraction], finest: int) -> Fraction:
     """The coarsest tick in which every time is a whole number; 1/60000 s where that would be too fine."""
     ticks = 1
     for time in times:

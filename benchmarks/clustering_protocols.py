@@ -1,6 +1,6 @@
 """The clustering protocols at Pascal's size: matching alone, and `overcluster-voc-k500` of one seed.
 
-    python benchmarks/clustering.py [--images 1449] [--threads 2] [--sample 0]
+    python benchmarks/clustering_protocols.py [--images 1449] [--threads 2] [--sample 0]
 
 Matching: 18 million pixels, K=500, 21 classes, from one confusion matrix. Protocol: 28x28 tokens of 384
 channels an image, made up as they are read, so that nothing but the protocol takes memory; five seeds are
