@@ -15,7 +15,7 @@ from unspool.cli import main
 from unspool.masks import write_mask
 
 HEIGHT, WIDTH = 24, 32
-SMALL = ("--resolution", 64, "--seeds", 2, "--sample", 16, "--frames", 2)
+SMALL = ("--resolution", 64, "--device", "cpu", "--seeds", 2, "--sample", 16, "--frames", 2)
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -87,7 +87,7 @@ def test_scores_tables_pictures_and_page_of_two_encoders(run: Run, tmp_path: Pat
 
 def test_more_clusters_than_pixels_fail_by_name_and_the_rest_goes_on(run: Run, tmp_path: Path) -> None:
     davis(tmp_path / "DAVIS", {"cows": [1]})
-    protocols = ("--protocol", "overcluster-dataset")
+    protocols = ("--model", "random-vits16", "--protocol", "overcluster-dataset")
     code, _, err = run("--data", "davis17:DAVIS", *SMALL, *protocols, "--clusters", 99, "-o", "out")
     assert code == 1
     assert "99 clusters of 48 tokens" in err and "--clusters" in err
@@ -127,7 +127,7 @@ def test_voc_is_scored_as_a_whole_with_all_its_classes(run: Run, tmp_path: Path)
         (("--data", "rendered:1", "--protocol", "cluster-all"), "protocol 'cluster-all' is unknown"),
         (("--data", "rendered:1", "--protocol", "cluster-voc-k21"), "cannot be used with rendered"),
         (("--data", "rendered:1", "--seeds", 0), "--seeds 0"),
-        (("--data", "rendered:1", "--resolution", 100), "use --resolution 96"),
+        (("--data", "rendered:1", "--model", "random-vits16", "--resolution", 100), "use --resolution 96"),
         (("--data", "rendered:1", "--clusters", -1), "clustering.clusters = -1 is out of range"),
     ],
 )

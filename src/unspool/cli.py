@@ -274,7 +274,7 @@ def eval_tracking(
 def eval_clustering(
     *,
     data: str,
-    model: Annotated[str, Parameter(group=MODEL)] = "random-vits16",
+    model: Annotated[str, Parameter(group=MODEL)] = "dul-small",
     before: Annotated[str | None, Parameter(group=MODEL)] = None,
     resolution: Annotated[int | None, Parameter(group=MODEL)] = None,
     sequences: list[str] | None = None,

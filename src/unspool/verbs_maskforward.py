@@ -62,7 +62,7 @@ def maskforward_plan(
 
     Raises UsageError before any work.
     """
-    model, resolution = options.get("model", "random-resnet18"), options.get("resolution")
+    model, resolution = options.get("model", "dul-small"), options.get("resolution")
     device, precision = options.get("device", "auto"), options.get("precision", "fp32")
     seed = options.get("seed", 0)
     kind, _, path = data.partition(":")
