@@ -15,9 +15,10 @@ FLOORS = [
     {"protocols"},
     {"results"},
     {"page_clustering", "page_training", "segments", "export_encoder"},
-    {"page", "training", "export"},
+    {"page", "page_sweep", "training", "export"},
     {"inputs", "jobs", "options", "reporting"},
-    {"verbs", "verbs_clustering", "verbs_heads", "verbs_segment", "verbs_train"},
+    {"verbs_segment"},
+    {"verbs", "verbs_clustering", "verbs_heads", "verbs_maskforward", "verbs_sweep", "verbs_train"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

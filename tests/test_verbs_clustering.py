@@ -15,7 +15,7 @@ from unspool.cli import main
 from unspool.masks import write_mask
 
 HEIGHT, WIDTH = 24, 32
-SMALL = ("--resolution", 64, "--seeds", 2, "--sample", 16, "--frames", 2)
+SMALL = ("--resolution", 64, "--device", "cpu", "--seeds", 2, "--sample", 16, "--frames", 2)
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -36,21 +36,21 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text("utf-8"))
 
 
-def davis(root: Path, ids: dict[str, list[int]]) -> Path:
-    """A DAVIS tree of three frames per sequence: a bright square of each id on noise."""
+def davis(root: Path, ids: dict[str, list[int]], frames: int = 3) -> Path:
+    """A DAVIS tree: a bright rectangle of each id, moving over noise."""
     (root / "ImageSets/2017").mkdir(parents=True)
     (root / "ImageSets/2017/val.txt").write_text("\n".join(ids))
     for name, own in ids.items():
-        for t in range(3):
+        for t in range(frames):
             image = np.random.default_rng(t).integers(0, 60, (HEIGHT, WIDTH, 3)).astype(np.uint8)
             labels = np.zeros((HEIGHT, WIDTH), np.uint8)
             for place, id_ in enumerate(own):
-                labels[4:20, 2 + 10 * place + t : 10 + 10 * place + t] = id_
+                labels[4:20, 2 + 10 * place + t % 8 : 10 + 10 * place + t % 8] = id_
                 image[labels == id_] = (250, 90 * place, 40)
-            frames, masks = (root / part / "480p" / name for part in ("JPEGImages", "Annotations"))
-            for folder in (frames, masks):
+            pictures, masks = (root / part / "480p" / name for part in ("JPEGImages", "Annotations"))
+            for folder in (pictures, masks):
                 folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(frames / f"{t:05d}.jpg")
+            Image.fromarray(image).save(pictures / f"{t:05d}.jpg")
             write_mask(masks / f"{t:05d}.png", labels)
     return root
 
@@ -87,7 +87,7 @@ def test_scores_tables_pictures_and_page_of_two_encoders(run: Run, tmp_path: Pat
 
 def test_more_clusters_than_pixels_fail_by_name_and_the_rest_goes_on(run: Run, tmp_path: Path) -> None:
     davis(tmp_path / "DAVIS", {"cows": [1]})
-    protocols = ("--protocol", "overcluster-dataset")
+    protocols = ("--model", "random-vits16", "--protocol", "overcluster-dataset")
     code, _, err = run("--data", "davis17:DAVIS", *SMALL, *protocols, "--clusters", 99, "-o", "out")
     assert code == 1
     assert "99 clusters of 48 tokens" in err and "--clusters" in err
@@ -127,7 +127,7 @@ def test_voc_is_scored_as_a_whole_with_all_its_classes(run: Run, tmp_path: Path)
         (("--data", "rendered:1", "--protocol", "cluster-all"), "protocol 'cluster-all' is unknown"),
         (("--data", "rendered:1", "--protocol", "cluster-voc-k21"), "cannot be used with rendered"),
         (("--data", "rendered:1", "--seeds", 0), "--seeds 0"),
-        (("--data", "rendered:1", "--resolution", 100), "use --resolution 96"),
+        (("--data", "rendered:1", "--model", "random-vits16", "--resolution", 100), "use --resolution 96"),
         (("--data", "rendered:1", "--clusters", -1), "clustering.clusters = -1 is out of range"),
     ],
 )

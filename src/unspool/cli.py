@@ -241,6 +241,7 @@ def eval_tracking(
     pred: Path | None = None,
     truth: Path | None = None,
     protocol: str | None = None,
+    raft: Path | None = None,
     model: ModelOptions = ModelOptions(),
     run: RunOptions = RunOptions(),
 ) -> int:
@@ -262,7 +263,10 @@ def eval_tracking(
         Folder of true label PNGs of the same names.
     protocol
         davis17-semi (default of davis17 and of --pred), davis17-unsup, davis17-unsup-framewise,
-        davis16-official (default of davis16), davis16-allframes, davis16-pooled, vos-late.
+        davis16-official (default of davis16), davis16-allframes, davis16-pooled, vos-late; maskforward: the
+        foreground in steps of 0.1 to 0.8 s, repeated, along optical flow (extra `flow`), by features.
+    raft
+        maskforward: weights of torchvision's raft_large, to carry masks along RAFT's flow too.
     """
     from unspool import verbs
 
@@ -272,6 +276,20 @@ def eval_tracking(
         raise UsageError("give either --data KIND:PATH (an encoder tracks it), or --pred and --truth")
     if pred is not None and truth is not None:
         return _run(verbs.score_plan, run, None, pred=pred, truth=truth, protocol=protocol)
+    if protocol == "maskforward" and data is not None:
+        from unspool.verbs_maskforward import maskforward_plan
+
+        if unused := [n for n in ("preset", "settings", "config", "memory") if getattr(model, n) is not None]:
+            raise UsageError(f"--protocol maskforward takes no --{unused[0].replace('settings', 'set')}")
+        return _run(
+            maskforward_plan,
+            run,
+            None,
+            data=data,
+            names=tuple(sequences or ()),
+            raft=raft,
+            options=model.given(),
+        )
     return _run(verbs.eval_plan, run, model, data=data, names=tuple(sequences or ()), protocol=protocol)
 
 
@@ -279,7 +297,7 @@ def eval_tracking(
 def eval_clustering(
     *,
     data: str,
-    model: Annotated[str, Parameter(group=MODEL)] = "random-vits16",
+    model: Annotated[str, Parameter(group=MODEL)] = "dul-small",
     before: Annotated[str | None, Parameter(group=MODEL)] = None,
     resolution: Annotated[int | None, Parameter(group=MODEL)] = None,
     sequences: list[str] | None = None,
@@ -504,6 +522,8 @@ class TrainOptions:
     "One setting, TABLE.KEY=VALUE; repeatable. E.g. `--set dul.learning_rate=2e-4`."
     config: Annotated[Path | None, Parameter(group=LEARNING)] = None
     "TOML file with these settings; the command line wins over it, it wins over the preset."
+    sweep: Annotated[Path | None, Parameter(group=LEARNING)] = None
+    "TOML file with `[[run]]` tables of settings: a run each, in a folder of its own, and a table of all."
     precision: Annotated[Literal["fp32", "bf16", "fp16"] | None, Parameter(group=LEARNING)] = None
     "Arithmetic of the network. Default: fp32."
     seed: Annotated[int | None, Parameter(group=LEARNING)] = None
@@ -546,6 +566,21 @@ class TrainOptions:
             given["training.steps"] = None  # epochs decide, where a preset counts steps
         return given
 
+    def words(self) -> list[str]:
+        """The command line again, but for what a sweep decides: where each run goes."""
+        found: list[str] = []
+        for each in fields(self):
+            value, name = getattr(self, each.name), f"--{each.name.replace('_', '-')}"
+            if each.name in ("sweep", "output", "dry_run") or value == each.default:
+                continue
+            if each.name == "settings":
+                found += [word for setting in value for word in ("--set", setting)]
+            elif isinstance(value, bool):
+                found.append(name)
+            else:
+                found += [name, *map(str, value if isinstance(value, list) else [value])]
+        return found
+
 
 @training.command(name="dul")
 def train_dul(*, options: TrainOptions = TrainOptions()) -> int:
@@ -573,6 +608,8 @@ def train_timet(*, options: TrainOptions = TrainOptions()) -> int:
     Example: `unspool train timet --model dino-vits16 --data videos/ -o runs/b`
 
     Example: `unspool train timet --preset timet-dino-vits16 --model dino-vits16 --data ytvos:YTVOS`
+
+    Example: `unspool train timet --model dino-vits16 --data videos/ --sweep table2.toml -o table2`
     """
     return _train("timet", options)
 
@@ -591,7 +628,35 @@ def train_ba(*, options: TrainOptions = TrainOptions()) -> int:
     return _train("ba", options)
 
 
+def _sweep(method: str, options: TrainOptions, path: Path) -> int:
+    from unspool import verbs_sweep as verbs
+    from unspool.reporting import Reporter
+    from unspool.training.settings import resolve
+
+    given: dict[str, Any] = {"preset": options.preset, "model": options.model}
+    given = {k: v for k, v in given.items() if v is not None} | options.given(method)
+    sweep = verbs.read_sweep(path, given)
+    for item in sweep.items:  # a wrong setting is told before the first run
+        single = [
+            text for flag, text in zip(item.words()[::2], item.words()[1::2], strict=True) if flag == "--set"
+        ]
+        preset = item.overrides.get("preset", options.preset)
+        resolve(method, preset, options.config, [*(options.settings or []), *single], options.given(method))
+    with Reporter(as_json=options.json, quiet=options.quiet, verbose=options.verbose) as reporter:
+        return verbs.carry_out_sweep(
+            sweep,
+            method,
+            options.words(),
+            options.output or Path(f"unspool-sweep-{method}-{path.stem}"),
+            reporter,
+            again=options.overwrite,
+            dry_run=options.dry_run,
+        )
+
+
 def _train(method: str, options: TrainOptions) -> int:
+    if options.sweep is not None:
+        return _sweep(method, options, options.sweep)
     from unspool import verbs_train as verbs
     from unspool.reporting import Reporter
     from unspool.training import Rhythm

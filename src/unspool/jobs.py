@@ -29,7 +29,14 @@ from unspool.page import write_page
 from unspool.results import Json, Run, read_done
 
 Report = Callable[[Json], None]
-KEPT_ASIDE = ("identity", "per_frame", "clustered", "shares", "pictures")  # of done.json: not for run.json
+KEPT_ASIDE = (
+    "identity",
+    "per_frame",
+    "clustered",
+    "overlaps",
+    "shares",
+    "pictures",
+)  # of done.json: not for run.json
 
 
 class Stop(Protocol):

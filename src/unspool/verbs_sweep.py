@@ -1,0 +1,211 @@
+"""`unspool train METHOD --sweep FILE`: a list of overrides, an ordinary run each, and the table they fill.
+
+Runs are commands of their own, one after the other, so that each leaves what it would leave alone and is
+continued as it would be. What is finished is not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unspool.errors import UsageError
+from unspool.jobs import Stopping, stopping
+from unspool.page_sweep import write_sweep_page
+from unspool.page_training import read_learning
+from unspool.results import Json, safe_name, write_json, written_whole
+
+EXAMPLE = "e.g. `[[run]]`, `name = 'identity'`, `timet.forwards = 'identity'`"
+Report = Callable[[Json], None]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One row of the table."""
+
+    name: str
+    overrides: Mapping[str, Any]  # `table.key` -> value; `preset` and `model` too
+
+    def words(self) -> list[str]:
+        """As they stand on a command line."""
+        found = []
+        for key, value in self.overrides.items():
+            if key in ("preset", "model"):
+                found += [f"--{key}", str(value)]
+            else:
+                found += ["--set", f"{key}={json.dumps(value)}"]
+        return found
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file."""
+
+    title: str
+    items: tuple[Item, ...]
+    evaluations: tuple[str, ...]  # words after `unspool eval`, once per run
+
+
+def read_sweep(path: Path, given: Mapping[str, Any]) -> Sweep:
+    """`[[run]]` tables of a TOML file; `given` settings of the command line must not be among them.
+
+    Raises UsageError naming the file, the run and the key.
+    """
+    try:
+        content = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); --sweep takes a TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not TOML: {error}") from error
+    if unknown := sorted(set(content) - {"title", "run", "evaluate"}):
+        raise UsageError(f"{path}: '{unknown[0]}' is unknown; there are title, evaluate and [[run]] tables")
+    runs, evaluations = content.get("run"), content.get("evaluate", [])
+    if not isinstance(runs, list) or not runs:
+        raise UsageError(f"{path}: holds no runs; {EXAMPLE}")
+    if not isinstance(evaluations, list) or not all(isinstance(words, str) for words in evaluations):
+        raise UsageError(f"{path}: evaluate is a list of texts, e.g. ['clustering --data rendered:20']")
+    items = tuple(_item(table, path) for table in runs)
+    names = [item.name for item in items]
+    for item in items:
+        if names.count(item.name) > 1:
+            raise UsageError(f"{path}: two runs are called '{item.name}'; each needs a name of its own")
+        if both := sorted(set(item.overrides) & set(given)):
+            raise UsageError(
+                f"{path}: run '{item.name}' sets {both[0]}, and so does the command line; leave one out"
+            )
+    return Sweep(str(content.get("title", path.stem)), items, tuple(evaluations))
+
+
+def _item(table: Json, path: Path) -> Item:
+    name = table.get("name") if isinstance(table, dict) else None
+    if not isinstance(name, str) or safe_name(name) != name:
+        raise UsageError(f"{path}: every run needs a name of letters, digits, '.', '-', '_'; {EXAMPLE}")
+    overrides: Json = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            overrides |= {f"{key}.{inner}": single for inner, single in value.items()}
+        elif key in ("preset", "model"):
+            overrides[key] = value
+        elif key != "name":
+            raise UsageError(f"{path}: run '{name}' sets '{key}'; settings are TABLE.KEY = VALUE, {EXAMPLE}")
+    return Item(name, overrides)
+
+
+def carry_out_sweep(
+    sweep: Sweep,
+    method: str,
+    words: Sequence[str],
+    folder: Path,
+    report: Report,
+    *,
+    again: bool = False,
+    dry_run: bool = False,
+) -> int:
+    """Train and evaluate every item; `words` are those of all runs. Returns the exit code.
+
+    `again`: finished runs too. A run that fails is told and the next begins.
+    """
+    failed: list[str] = []
+    with stopping() as stop:
+        for item in sweep.items:
+            home = folder / item.name
+            commands = [(["train", method, *words, *item.words()], home)]
+            commands += [
+                (["eval", *shlex.split(each), "--model", str(home)], home / "eval" / str(number))
+                for number, each in enumerate(sweep.evaluations)
+            ]
+            if dry_run:
+                for command, place in commands:
+                    report({"event": "result", "text": shlex.join(["unspool", *command, "-o", str(place)])})
+                continue
+            if not all(_ordinary(command, place, report, stop, again) for command, place in commands):
+                failed.append(item.name)
+            _write_table(sweep, folder, report)
+            if stop.is_set():
+                break
+    if stop.is_set():
+        report({"event": "summary", "text": "stopped; run the same command again to continue"})
+        return 128 + stop.signal
+    if failed:
+        report(
+            {"event": "summary", "text": f"{len(failed)} of {len(sweep.items)} failed: {', '.join(failed)}"}
+        )
+    if not dry_run:
+        report({"event": "result", "text": str(folder / "index.html")})
+    return 1 if failed else 0
+
+
+def _ordinary(command: list[str], folder: Path, report: Report, stop: Stopping, again: bool) -> bool:
+    """Run one command to its end, unless it has been; whether it is done."""
+    note = folder / "sweep.json"
+    if (
+        not again
+        and _read(folder / "run.json").get("status") == "done"
+        and _read(note).get("command") == command
+    ):
+        report({"event": "note", "text": f"{folder}: already done"})
+        return True
+    if stop.is_set():
+        return False
+    report({"event": "note", "text": shlex.join(["unspool", *command, "-o", str(folder)])})
+    child = subprocess.Popen([sys.executable, "-m", "unspool", *command, "-o", str(folder)], stdout=2)
+    told = False
+    while child.poll() is None:
+        time.sleep(0.1)
+        if stop.is_set() and not told:
+            told = True
+            child.terminate()  # it ends when what is in hand is safe
+    if child.returncode == 0:
+        write_json(note, {"command": command})
+    return child.returncode == 0
+
+
+# -------------------------------------------------------------------------------------------- the table
+
+
+def _write_table(sweep: Sweep, folder: Path, report: Report) -> None:
+    rows = [_row(item, folder / item.name, len(sweep.evaluations)) for item in sweep.items]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    lines = [f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
+    lines += [f"| {' | '.join(row)} |" for row in cells]
+    with written_whole(folder / "table.md") as part:
+        part.write_text("\n".join([f"# {sweep.title}", "", *lines, ""]), "utf-8")
+    write_json(folder / "sweep.json", {"title": sweep.title, "columns": columns, "rows": rows})
+    write_sweep_page(folder, sweep.title, columns, cells, [item.name for item in sweep.items])
+
+
+def _row(item: Item, home: Path, evaluations: int) -> Json:
+    """What was set, how it ended, what it scored (validation's best J, then the evaluations), 0..1."""
+    run = _read(home / "run.json")
+    row: Json = {"run": item.name, **item.overrides, "status": run.get("status", "not begun")}
+    if learning := read_learning(home, run.get("steps")):
+        last = {curve.title: curve.points[-1][1] for curve in learning.curves if curve.points}
+        row |= {"steps": learning.step, "loss": round(last["Loss"], 4)} if "Loss" in last else {}
+        row |= {"validation J": learning.best["J"]} if learning.best else {}
+    for number in range(evaluations):
+        row |= _read(home / "eval" / str(number) / "scores.json").get("global", {})
+    return row
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|")
+
+
+def _read(path: Path) -> Json:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,118 @@
+"""`unspool train METHOD --sweep FILE`: rows of a table, each an ordinary run."""
+
+import json
+from pathlib import Path
+
+import pytest
+from make_training import SMALL, write_videos
+from test_verbs_clustering import davis
+
+from unspool.cli import main
+from unspool.errors import UsageError
+from unspool.verbs_sweep import read_sweep
+
+TABLE = """
+title = "Table 0"
+evaluate = ["tracking --data davis17:DAVIS --device cpu"]
+[[run]]
+name = "slow"
+dul.learning_rate = 1e-4
+[[run]]
+name = "wide"
+dul.embedding = 16
+augmentation.size = [24, 24]
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNSPOOL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def sweep(content: str, given: tuple[str, ...] = ()) -> object:
+    Path("sweep.toml").write_text(content)
+    return read_sweep(Path("sweep.toml"), dict.fromkeys(given))
+
+
+def call(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(["train", "dul", "--sweep", "sweep.toml", *map(str, arguments)])
+    return int(end.value.code or 0)
+
+
+def train(*more: object) -> int:
+    settings = [word for setting in SMALL for word in ("--set", setting)]
+    given = ("--data", "videos", "--device", "cpu", "--steps", 1, "--validate-every", 0)
+    return call(*given, *settings, "-o", "out", *more)
+
+
+def test_runs_fill_a_table_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_videos(tmp_path / "videos", 4)
+    davis(tmp_path / "DAVIS", {"cows": [1]})
+    Path("sweep.toml").write_text(TABLE)
+    assert train("--dry-run") == 0
+    assert "--set 'augmentation.size=[24, 24]' -o out/wide" in capfd.readouterr().out
+    assert not Path("out").exists()
+    assert train() == 0
+    rows = json.loads(Path("out/sweep.json").read_text())["rows"]
+    assert [(row["run"], row["status"], row["steps"]) for row in rows] == [
+        ("slow", "done", 1),
+        ("wide", "done", 1),
+    ]
+    assert all(0 <= row["J&F-Mean"] <= 1 for row in rows)
+    table = Path("out/table.md").read_text().splitlines()
+    assert table[0] == "# Table 0" and "dul.embedding" in table[2] and "0.0001" in table[4]
+    record = json.loads(Path("out/wide/run.json").read_text())
+    assert record["config"]["augmentation.size"] == [24, 24] and record["config"]["dul.width"] == 4
+    assert 'href="wide/index.html"' in Path("out/index.html").read_text()
+
+    before = Path("out/slow/run.json").stat().st_mtime_ns
+    Path("out/wide/run.json").write_text("{}")  # as if it had never ended
+    capfd.readouterr()
+    train()
+    assert "out/slow: already done" in capfd.readouterr().err
+    assert Path("out/slow/run.json").stat().st_mtime_ns == before
+
+
+def test_a_run_that_fails_is_told_and_the_next_begins(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_videos(tmp_path / "videos", 4)
+    Path("sweep.toml").write_text('[[run]]\nname = "a"\nmodel = "nowhere.pth"\n[[run]]\nname = "b"\n')
+    assert train() == 1
+    rows = json.loads(Path("out/sweep.json").read_text())["rows"]
+    assert [row["status"] for row in rows] == ["not begun", "done"]
+    assert "1 of 2 failed: a" in capfd.readouterr().err
+
+
+def test_a_wrong_setting_is_refused_before_the_first_run(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("sweep.toml").write_text('[[run]]\nname = "a"\n[[run]]\nname = "b"\ndul.widht = 2\n')
+    assert call("--data", "videos", "-o", "out") == 2
+    assert "'dul.widht' is no setting; did you mean 'width'" in " ".join(capsys.readouterr().err.split())
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "holds no runs"),
+        ("runs = 1", "'runs' is unknown"),
+        ("[[run]]\ndul.width = 2", "every run needs a name"),
+        ('[[run]]\nname = "a/b"', "every run needs a name"),
+        ('[[run]]\nname = "a"\n[[run]]\nname = "a"', "two runs are called 'a'"),
+        ('[[run]]\nname = "a"\nwidth = 2', "sets 'width'; settings are TABLE.KEY"),
+        ('evaluate = "tracking"\n[[run]]\nname = "a"', "evaluate is a list of texts"),
+        ('[[run]]\nname = "a"\ntraining.steps = 3', "sets training.steps, and so does the command line"),
+        ("[[run]", "not TOML"),
+    ],
+)
+def test_a_wrong_file_is_refused(content: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        sweep(content, given=("training.steps",))
+
+
+def test_a_file_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UsageError, match="--sweep takes a TOML file"):
+        read_sweep(Path("nowhere.toml"), {})
