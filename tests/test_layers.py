@@ -14,9 +14,10 @@ FLOORS = [
     {"tracking", "segmenting"},
     {"protocols"},
     {"results"},
-    {"page_training"},
+    {"page_training", "segments"},
     {"page", "training"},
-    {"inputs", "jobs", "reporting"},
+    {"inputs", "jobs", "options", "reporting"},
+    {"verbs_segment"},
     {"verbs", "verbs_train"},
     {"cli"},
 ]

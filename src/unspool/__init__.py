@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from unspool.encoders import Encoder, load_encoder
     from unspool.masks import read_mask, write_mask
     from unspool.rendered import render
+    from unspool.segmenting import segment
     from unspool.tracking import track
     from unspool.video import Video, VideoWriter, open_video
 
@@ -39,6 +40,7 @@ _HOME = {  # never the name of a module of ours: importing it would hide the fun
     "open_video": "unspool.video",
     "read_mask": "unspool.masks",
     "render": "unspool.rendered",
+    "segment": "unspool.segmenting",
     "track": "unspool.tracking",
     "write_mask": "unspool.masks",
 }
@@ -62,6 +64,7 @@ __all__ = [
     "open_video",
     "read_mask",
     "render",
+    "segment",
     "track",
     "write_mask",
 ]

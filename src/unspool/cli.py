@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +17,7 @@ from unspool.errors import UnspoolError, UsageError
 
 MODEL = Group("Model", sort_key=2)
 MATCHING = Group("Matching", sort_key=3)
+CUTTING = Group("Cutting", sort_key=3)
 OUTPUT = Group("Output", sort_key=4)
 RUNTIME = Group("Running", sort_key=5)
 DATA = Group("Videos", sort_key=1)
@@ -25,7 +26,8 @@ LEARNING = Group("Learning", sort_key=2)
 app = App(
     name="unspool",
     help="Find and follow objects in video with features learnt without labels.\n\n"
-    "Start with `unspool demo`, then `unspool track clip.mp4 --mask first.png`.",
+    "Start with `unspool demo`, then `unspool segment clip.mp4`,\n"
+    "or `unspool track clip.mp4 --mask first.png`.",
     version_flags=[],
     default_parameter=Parameter(negative=()),
     help_format="markdown",
@@ -88,7 +90,7 @@ class RunOptions:
     dry_run: Annotated[bool, Parameter(group=RUNTIME)] = False
     "Say what would be done, with estimated time and peak memory, and stop."
     timings: Annotated[bool, Parameter(group=RUNTIME)] = False
-    "Print the seconds spent on decoding, encoding, propagating and, by threads beside these, writing."
+    "Print the seconds spent on each stage and, by threads beside these, on writing."
     json: Annotated[bool, Parameter(name="--json", group=RUNTIME)] = False
     "Events as JSON lines on stdout; words for people stay on stderr."
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], group=RUNTIME)] = False
@@ -141,6 +143,65 @@ def track(
     if not inputs:
         raise UsageError("no video is given; e.g. `unspool track clip.mp4 --mask first.png`")
     return _run(verbs.track_plan, run, model, inputs=inputs, masks=mask or [], resize_mask=resize_mask)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class SegmentOptions:
+    """Which features, and how finely they are cut."""
+
+    model: Annotated[str | None, Parameter(group=MODEL)] = None
+    "A correlator (from `unspool train ba`, or as published) or an encoder. Default: the shipped one."
+    tau: Annotated[float | None, Parameter(group=CUTTING)] = None
+    "Distance up to which tokens are one object, nats, > 0. Default: 1.0; 1.6 suits a single object."
+    every: Annotated[int | None, Parameter(group=CUTTING)] = None
+    "Segment one frame of so many; masks, overlay and tracks cover these. Default: 1."
+    resolution: Annotated[str | None, Parameter(group=CUTTING)] = None
+    "Encoder's input, px: `320` (then 320x480), `192x384`, or `native`. Default: 320x480."
+    key_ratio: Annotated[float | None, Parameter(group=CUTTING)] = None
+    "Share of frames that are attended to, 0..1. Default: 0.1 from 20 frames on, else 1."
+    window: Annotated[int | None, Parameter(group=CUTTING)] = None
+    "Frames clustered together; identities are carried from window to window. Default: 120."
+    settings: Annotated[list[str] | None, Parameter(name="--set", group=CUTTING)] = None
+    "One setting, KEY=VALUE; repeatable. E.g. `--set represent=features`, `--set clustering.frames=5`."
+    config: Annotated[Path | None, Parameter(group=CUTTING)] = None
+    "TOML file with these options; the command line wins over it."
+    device: Annotated[str | None, Parameter(group=RUNTIME)] = None
+    "auto, cpu, cuda, cuda:1 or mps. Default: auto."
+    precision: Annotated[Literal["fp32", "bf16", "fp16"] | None, Parameter(group=RUNTIME)] = None
+    "Arithmetic of the encoder. Default: fp32."
+    memory: Annotated[str | None, Parameter(group=RUNTIME)] = None
+    "What the command may take in all, e.g. 4GB; less is slower, results stay the same. Default: as needed."
+    seed: Annotated[int | None, Parameter(group=RUNTIME)] = None
+    "Seed of everything random (randomly initialised models, K-means). Default: 0."
+
+    def given(self) -> dict[str, Any]:
+        """What stood on the command line."""
+        names = [f.name for f in fields(self) if f.name not in ("settings", "config")]
+        return {n: getattr(self, n) for n in names if getattr(self, n) is not None}
+
+
+@app.command
+def segment(*inputs: str, options: SegmentOptions = SegmentOptions(), run: RunOptions = RunOptions()) -> int:
+    """Cut a video, or many, into objects that keep their identity; without labels, their number not given.
+
+    Example: `unspool segment clip.mp4`
+
+    Example: `unspool segment videos/ --every 5 --resolution 192x384 -o result`
+
+    Parameters
+    ----------
+    inputs
+        Videos: files, folders, globs, folders of frames, `@list.txt`, fsspec addresses.
+    """
+    from unspool import verbs_segment as verbs
+
+    if not inputs:
+        raise UsageError("no video is given; e.g. `unspool segment clip.mp4`")
+    settings = verbs.resolve_segment_settings(
+        options.given(), options.config, options.settings or [], workers=max(1, run.workers)
+    )
+    return _run(verbs.segment_plan, run, None, inputs=inputs, settings=settings)
 
 
 @evaluate.command(name="tracking")

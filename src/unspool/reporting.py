@@ -53,11 +53,17 @@ class Reporter:
 
     def __call__(self, event: Json) -> None:
         """Show one event."""
-        if self.as_json and not (event["event"] == "frame" and not self._due(event)):
+        if self.as_json and self._worth_a_line(event):
             print(json.dumps(event, default=str), flush=True)
         show = getattr(self, f"_{event['event']}", None)
         if show is not None:
             show(event)
+
+    def _worth_a_line(self, event: Json) -> bool:
+        if event["event"] == "stage":
+            name = f"{event['video']}: {event['stage']}"
+            return self._due({"video": name, "frame": event["done"], "frames": event["total"]})
+        return event["event"] != "frame" or self._due(event)
 
     def say(self, text: str) -> None:
         """A sentence for people; not shown when quiet."""
@@ -94,6 +100,12 @@ class Reporter:
             self.say(
                 f"{name}: {event['frame']}/{event['frames']} frames, {rate:.1f} frames/s, {left:.0f} s left"
             )
+
+    def _stage(self, event: Json) -> None:
+        """One stage of one video: encoding, clustering, writing."""
+        shown = f"{event['frames_per_second']:.1f} frames/s"
+        told = f"{shown}, {_duration(event['seconds_left'])} left"
+        self._advance(f"{event['video']}: {event['stage']}", event["done"], event["total"], shown, told)
 
     def _due(self, event: Json) -> bool:
         """True once per tenth of the video, or after half a minute."""

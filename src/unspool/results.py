@@ -3,7 +3,9 @@
 RESULT/
   index.html, run.json, scores.json, scores.csv
   videos/NAME/{masks/00000.png, overlay.mp4, frames.mp4, thumbs.jpg, tracks.json, done.json}
+  videos/NAME/hierarchy.npz          segment only: merge tree and labels on the grid (`unspool.segments`)
   data/NAME.js, data/NAME-000.js     what the page needs: run-length labels at display size
+  data/NAME.tree/                    segment only: leaves of the tree, queries and keys
   davis/SEQ/00000.png                eval only
   checkpoints/, encoder.safetensors, log.jsonl, pictures/, tensorboard/     train only (`unspool.training`)
 
@@ -211,6 +213,7 @@ class VideoResult:
             for stale in (folder / "data").glob(f"{_escape_glob(name)}*.js"):
                 if re.fullmatch(rf"{re.escape(name)}(-\d{{3,}})?\.js", stale.name):
                     stale.unlink()
+            shutil.rmtree(folder / "data" / f"{name}.tree", ignore_errors=True)
             (self.home / "masks").mkdir(parents=True)
         self.display = display_size(height, width)
         self._colours: dict[int, tuple[int, int, int]] = {}
@@ -337,11 +340,13 @@ class VideoResult:
         curves: Json | None = None,
         warnings: Sequence[str] = (),
         extra: Json | None = None,
+        page: Json | None = None,
     ) -> Json:
         """Close all files and write `done.json`; returns its content.
 
         `scores`: numbers shown beside the video (`{"protocol", "J", "F", "J&F"}`); `curves`:
-        `{"J": {id: [value or None per frame]}, "F": ...}`; `extra`: what a rerun compares.
+        `{"J": {id: [value or None per frame]}, "F": ...}`; `extra`: what a rerun compares;
+        `page`: more for the page's record of this video.
         """
         self.close()
         objects = [
@@ -352,7 +357,7 @@ class VideoResult:
             self.folder / "data" / f"{self.name}.js",
             "video",
             self.name,
-            self._page_record(objects, curves, warnings),
+            {**self._page_record(objects, curves, warnings), **(page or {})},
         )
         done = {
             "name": self.name,
@@ -530,7 +535,9 @@ class Run:
 
 def _refuse_other_settings(folder: Path, earlier: Json, record: Json) -> None:
     old, new = (
-        {"verb": r.get("verb"), "weights": r.get("model", {}).get("weights_hash"), **r.get("config", {})}
+        _flat(
+            {"verb": r.get("verb"), "weights": r.get("model", {}).get("weights_hash"), **r.get("config", {})}
+        )
         for r in (earlier, record)
     )
     differing = [k for k in sorted(old.keys() | new.keys()) if _plain(old.get(k)) != _plain(new.get(k))]
@@ -540,6 +547,13 @@ def _refuse_other_settings(folder: Path, earlier: Json, record: Json) -> None:
             f"{folder}: holds results of other settings ({listed}); "
             "choose another folder with -o, or --overwrite to start again"
         )
+
+
+def _flat(table: Json, prefix: str = "") -> Json:
+    found: Json = {}
+    for key, value in table.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def _plain(value: object) -> object:

@@ -129,6 +129,16 @@ class Segmentation:
             yield (frame[rows][:, columns] + 1).astype(kind)
 
 
+@dataclass(frozen=True)
+class KeyFrames:
+    """Queries and keys of the key frames of one window: softmax(q k / sqrt d) is where a token attends."""
+
+    frames: tuple[int, ...]  # of the video
+    grid: tuple[int, int]  # h, w; n = h w
+    queries: Float[Tensor, "s heads n d"]
+    keys: Float[Tensor, "s heads n d"]
+
+
 Progress = Callable[[str, int], None]  # what is done ("encode", "cluster"), and how many frames of it
 
 
@@ -138,22 +148,27 @@ def segment(
     how: Segmenting | None = None,
     *,
     progress: Progress | None = None,
+    attended: Callable[[KeyFrames], None] | None = None,
 ) -> Segmentation:
     """The objects of a video, in one pass over its frames.
 
     `model`: a correlator, or an encoder, on which a block of random weights is put. `progress` is called
-    after each frame that is encoded and each window that is clustered. Raises UsageError for settings that
-    the encoder cannot serve or that need more memory, VideoError for a video without frames, or whose
-    features are not finite. Warns where everything is one cluster.
+    after each frame that is encoded and each window that is clustered; `attended` gets the key frames of each
+    window where a block is what is clustered. Raises UsageError for settings that the encoder cannot serve or
+    that need more memory, VideoError for a video without frames, or whose features are not finite. Warns
+    where everything is one cluster, and where a clip is shorter than from one key frame to the next.
     Source: SSL-UVOS eval_oneshot.py: mem_efficient_inference; decisions in docs/ba.md.
     """
     how = how or Segmenting()
     correlator = model if isinstance(model, Correlator) else untrained(model)
     _check_offers(correlator, how)
     carried = Carried()
-    every = 0
+    every, first = 0, 0
     for maps in _windows_of_maps(video, correlator, how, progress or _quiet):
-        every = every or how.keys(len(maps))
+        every = every or _stride(video.name, how, len(maps))
+        if attended and how.represent == "block":
+            attended(_key_frames(maps, correlator, every, first))
+        first += how.window - how.overlap
         carried = carried.with_window(segment_maps(maps, correlator, how, every), how)
         (progress or _quiet)("cluster", len(maps))
     if not carried.clusters.parts:
@@ -170,6 +185,26 @@ def segment(
 
 def _quiet(stage: str, frames: int) -> None:
     pass
+
+
+def _stride(name: str, how: Segmenting, frames: int) -> int:
+    every = how.keys(frames)
+    if frames < every and not how.whole_strides:
+        warnings.warn(
+            f"{name}: {frames} frames are fewer than from one key frame to the next ({every}): frame 0 alone "
+            "is a key frame; take a larger --key-ratio (a smaller segmenting.key_every)",
+            UnspoolWarning,
+            stacklevel=3,
+        )
+    return every
+
+
+@torch.inference_mode()
+def _key_frames(maps: Float[Tensor, "t c h w"], correlator: Correlator, every: int, first: int) -> KeyFrames:
+    tokens = correlator.embedded(maps)[::every]
+    queries, keys = correlator.projected(tokens)
+    frames = range(first, first + len(maps), every)
+    return KeyFrames(tuple(frames), (maps.shape[2], maps.shape[3]), queries, keys)
 
 
 def _check_offers(correlator: Correlator, how: Segmenting) -> None:
@@ -195,7 +230,7 @@ def _windows_of_maps(
         if len(held) == how.window:
             yield torch.stack(held)
             held, fresh = held[-how.overlap :], 0
-        held.append(_encoded(image, correlator, size, how))
+        held.append(encoded(image, correlator, size, how))
         if not bool(held[-1].sum().isfinite()):
             raise VideoError(
                 f"{video.name}: the features of frame {index} are not finite; look at the model's weights"
@@ -216,10 +251,10 @@ def input_size(height: int, width: int, encoder: Any, how: Segmenting) -> tuple[
 
 
 @torch.inference_mode()
-def _encoded(
+def encoded(
     image: Image, correlator: Correlator, size: tuple[int, int], how: Segmenting
 ) -> Float[Tensor, "c h w"]:
-    """The map of one frame that `how.represent` needs, float32."""
+    """The map of one frame that `how.represent` needs, float32, of an encoder's input of `size` (h, w)."""
     pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
     if pixels.shape[-2:] != size:
         pixels = interpolate(pixels, size=size, mode="bilinear", align_corners=False)

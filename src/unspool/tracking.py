@@ -155,7 +155,7 @@ def track_frames(
     """As `track`, with each frame's image beside its labels."""
     how = how or tracking_preset("dul")
     clock = timings or Timings()
-    _resident()  # before a frame is encoded
+    resident()  # before a frame is encoded
     given = given_masks(video, mask, resize=resize_mask)
     size = input_size(video.height, video.width, encoder, how)
     state = propagation.start()
@@ -275,14 +275,14 @@ def needs(features: Float[Tensor, "c h w"], video: Sized, encoder: Encoder, how:
     row = row_bytes(tiling, how.propagation.window, how.propagation.context + 1)
     smallest = max(row, 4 * FEWEST * pixels)
     return Needs(
-        _resident() + inside + remembered + 4 * FRAMES_IN_HAND * video.height * video.width,
+        resident() + inside + remembered + 4 * FRAMES_IN_HAND * video.height * video.width,
         smallest,
         min(SCORE_BYTES, max(row * tiling.rows, smallest)),
     )
 
 
 @cache
-def _resident() -> int:
+def resident() -> int:
     """Bytes of this process before it tracks anything: what is asked later would count earlier videos."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
@@ -292,7 +292,7 @@ def cost(video: Sized, encoder: Encoder, how: Tracking) -> tuple[float, Needs]:
     """Seconds per frame, and memory, about: one blank frame is encoded, products are counted."""
     blank = np.zeros((video.height, video.width, 3), np.uint8)
     size = input_size(video.height, video.width, encoder, how)
-    _resident()  # before the blank frame is encoded
+    resident()  # before the blank frame is encoded
     started = perf_counter()
     features = encode(blank, encoder, size, how.features)
     encoding = perf_counter() - started

@@ -7,12 +7,8 @@ come together here: command line over config file over preset over default, and 
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
-import re
 import shlex
 import shutil
-import tomllib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -28,6 +24,7 @@ from unspool.errors import MaskError, UnspoolError, UnspoolWarning, UsageError
 from unspool.inputs import default_folder, expand_inputs, masks_of, names_of
 from unspool.jobs import Estimate, Interrupted, Plan, Report, Stop
 from unspool.masks import Mask, ids_in, write_mask
+from unspool.options import digest, file_stamp, in_words, parse_single, read_toml, size_in_bytes
 from unspool.protocols.tracking import (
     SequenceScores,
     curves,
@@ -82,46 +79,13 @@ def resolve_settings(
     """
     merged: Json = {"tracking": {}}
     if config is not None:
-        _merge(merged, _read_toml(config), str(config))
+        _merge(merged, read_toml(config), str(config))
     for text in single:
-        _merge(merged, _parse_single(text), f"--set {text}")
+        _merge(merged, parse_single(text), f"--set {text}")
     _merge(merged, given, "command line")
     if merged.get("memory") is not None:
         merged["memory"] = size_in_bytes(merged["memory"])
     return Settings(**merged, processes=1 if workers == 1 else workers + 1)
-
-
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-UNITS |= {f"{unit}i": 2 ** (10 * power) for power, unit in enumerate("kmgt", 1)}
-
-
-def size_in_bytes(size: str | int) -> int:
-    """Bytes of `4GB`, `800MB`, `1.5 GiB` or a plain number. Raises UsageError for anything else."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", str(size).strip().lower())
-    if not found or found[2] not in UNITS:
-        raise UsageError(f"--memory {size}: expected a size, e.g. --memory 4GB")
-    return int(float(found[1]) * UNITS[found[2]])
-
-
-def _read_toml(path: Path) -> Json:
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}); --config takes a TOML file") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path}: not TOML: {error}") from error
-
-
-def _parse_single(text: str) -> Json:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise UsageError(f"--set {text}: expected KEY=VALUE, e.g. --set propagation.top_k=5")
-    for line in (f"{key} = {value}", f'{key} = "{value}"'):
-        try:
-            return tomllib.loads(line)
-        except tomllib.TOMLDecodeError:
-            continue
-    raise UsageError(f"--set {text}: expected KEY=VALUE, e.g. --set propagation.top_k=5")
 
 
 def _merge(merged: Json, table: Json, origin: str) -> None:
@@ -204,23 +168,9 @@ class TrackJob:
     @property
     def identity(self) -> Json:
         """Files with size and time stamp: what a rerun must find unchanged."""
-        masks = {str(frame): _file_stamp(file) for frame, file in self.masks.items()}
-        truth = [_file_stamp(str(path)) for path in self.sequence.truth] if self.sequence else []
-        return {"video": _file_stamp(self.source), "mask": masks, "truth": _digest(truth)}
-
-
-def _file_stamp(path: str) -> list[object]:
-    if "://" in path or not Path(path).exists():
-        return [path]
-    if Path(path).is_dir():
-        inside = sorted(p for p in Path(path).iterdir() if p.is_file())
-        return [str(Path(path).resolve()), _digest([_file_stamp(str(p)) for p in inside])]
-    stat = Path(path).stat()
-    return [str(Path(path).resolve()), stat.st_size, stat.st_mtime_ns]
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+        masks = {str(frame): file_stamp(file) for frame, file in self.masks.items()}
+        truth = [file_stamp(str(path)) for path in self.sequence.truth] if self.sequence else []
+        return {"video": file_stamp(self.source), "mask": masks, "truth": digest(truth)}
 
 
 def track_video(job: TrackJob, report: Report, stop: Stop) -> Json:
@@ -511,7 +461,7 @@ def _estimate(
     # workers share the cores: together they are no faster, and the longest video runs on its share alone
     took = max(sum(seconds), max(seconds) * min(workers, len(jobs)))
     peak = max((_peak(size, need, settings) for size, (_, need) in measured.items()), default=0)
-    text = f"{encoder.name}: {frames} frames, about {_duration(took)}, peak memory about {peak / 1e9:.1f} GB"
+    text = f"{encoder.name}: {frames} frames, about {in_words(took)}, peak memory about {peak / 1e9:.1f} GB"
     return Estimate(text, tuple(unreadable))
 
 
@@ -539,13 +489,6 @@ def _frames_of(job: TrackJob | DemoJob) -> Any:
         if isinstance(job, DemoJob)
         else open_video(job.source)
     )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from unspool.encoders import Encoder, encode_batches, load_encoder, save_encoder
+from unspool.encoders import SAVED, Encoder, encode_batches, load_encoder, save_encoder
 from unspool.encoders.checkpoints import load_strictly, tensors_named
 from unspool.errors import UsageError, WeightsError
 
+Precision = Literal["fp32", "bf16", "fp16"]
 ROWS = 128  # of attention, at a time
 OWN = ("temporal_transformer.", "temporal_embedding", "heads")  # what the tensors of a correlator are called
 
@@ -257,14 +258,26 @@ def untrained(encoder: Encoder, *, heads: int = 8, seed: int = 0) -> Correlator:
     return _ready(correlator, encoder)
 
 
-def load_correlator(path: str | Path, *, device: str = "auto", heads: int = 8) -> Correlator:
-    """The correlator of a file: a published checkpoint of BA, or what `save_correlator` wrote.
+def holds_block(path: str | Path) -> bool:
+    """Whether a file, or a folder that training left, holds a block beside its encoder."""
+    path = _file(Path(path))
+    return path.is_file() and bool(tensors_named(path, OWN))
 
-    `heads`: of a published one, which does not say. Raises WeightsError where the file holds no block, or not
-    exactly what a block has.
+
+def _file(path: Path) -> Path:
+    return path / SAVED if path.is_dir() else path
+
+
+def load_correlator(
+    path: str | Path, *, device: str = "auto", precision: Precision = "fp32", heads: int = 8
+) -> Correlator:
+    """The correlator of a file: a published checkpoint of BA, or what `save_correlator` or training wrote.
+
+    `precision`: of the encoder. `heads`: of a published one, which does not say. Raises WeightsError where
+    the file holds no block, or not exactly what a block has.
     """
-    path = Path(path)
-    encoder = load_encoder(path, device=device)
+    path = _file(Path(path))
+    encoder = load_encoder(path, device=device, precision=precision)
     state = tensors_named(path, OWN)
     if not state:
         raise WeightsError(f"{path}: holds an encoder, but no {OWN[0]}*; train one with: unspool train ba")

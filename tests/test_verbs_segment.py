@@ -1,0 +1,236 @@
+"""`unspool segment` from the words of a command line to what lies in its folder."""
+
+import json
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from unspool.cli import main
+from unspool.encoders import load_encoder
+from unspool.encoders.correlator import save_correlator, untrained
+from unspool.errors import UsageError
+from unspool.masks import read_truth
+from unspool.rendered import render
+from unspool.segments import read_hierarchy
+from unspool.verbs_segment import resolve_segment_settings
+from unspool.video import VideoWriter, open_video
+
+SMALL = ("--resolution", "64x96")
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        return int(end.value.code or 0), out, err
+
+    return call
+
+
+def make_clip(path: Path, frames: int = 6, constant: bool = False) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clip = render(0, height=64, width=96, frames=frames, objects=2)
+    with VideoWriter(path, height=64, width=96, times=[Fraction(t, 10) for t in range(frames)]) as writer:
+        for t in range(frames):
+            writer.write(np.full((64, 96, 3), 90, np.uint8) if constant else clip.image(t))
+    return path
+
+
+@pytest.fixture
+def correlator(tmp_path: Path) -> Path:
+    """A file as training leaves it, its block sharp enough to tell tokens apart."""
+    made = untrained(load_encoder("random-resnet18", device="cpu"))
+    weight = made.blocks[0].attn["qkv"].weight
+    torch.nn.init.normal_(weight, std=0.12, generator=torch.Generator().manual_seed(0))
+    save_correlator(made, tmp_path / "block.safetensors")
+    return tmp_path / "block.safetensors"
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
+
+
+# ----------------------------------------------------------------------------------- what it leaves
+
+
+def test_segment_leaves_the_promised_folder_and_prints_its_page(run: Run, tmp_path: Path) -> None:
+    make_clip(tmp_path / "clip.mp4")
+    code, out, err = run("segment", "clip.mp4", *SMALL)
+    assert code == 0, err
+    assert out.splitlines()[-1] == "unspool-segment-clip/index.html"
+    folder = tmp_path / "unspool-segment-clip"
+    assert sorted(p.name for p in (folder / "videos" / "clip").iterdir()) == [
+        "done.json", "frames.mp4", "hierarchy.npz", "masks", "overlay.mp4", "thumbs.jpg", "tracks.json",
+    ]  # fmt: skip
+    assert len(list((folder / "videos" / "clip" / "masks").iterdir())) == 6
+    assert read(folder / "run.json")["model"]["name"] == "random-resnet18"
+
+
+def test_masks_are_the_labels_of_the_hierarchy_file_at_the_videos_size(run: Run, tmp_path: Path) -> None:
+    make_clip(tmp_path / "clip.mp4")
+    run("segment", "clip.mp4", *SMALL, "-o", "r")
+    held = read_hierarchy(tmp_path / "r" / "videos" / "clip" / "hierarchy.npz")
+    mask = read_truth(tmp_path / "r" / "videos" / "clip" / "masks" / "00003.png")
+    assert mask.shape == held.size == (64, 96)
+    rows, columns = (np.arange(n) * g // n for n, g in zip(held.size, held.labels.shape[1:], strict=True))
+    assert np.array_equal(mask, held.labels[3][rows][:, columns] + 1)
+
+
+def test_every_third_frame_has_a_mask_and_keeps_its_time(run: Run, tmp_path: Path) -> None:
+    make_clip(tmp_path / "clip.mp4", frames=8)
+    assert run("segment", "clip.mp4", *SMALL, "--every", "3", "-o", "r")[0] == 0
+    home = tmp_path / "r" / "videos" / "clip"
+    assert len(list((home / "masks").iterdir())) == 3
+    assert read_hierarchy(home / "hierarchy.npz").frames == (0, 3, 6)
+    assert read(home / "tracks.json")["videos"][0]["length"] == 3
+    with open_video(home / "overlay.mp4") as overlay:
+        assert list(overlay.times) == [Fraction(t, 10) for t in (0, 3, 6)]
+
+
+def test_a_correlators_key_frames_tell_where_they_attend(run: Run, tmp_path: Path, correlator: Path) -> None:
+    make_clip(tmp_path / "clip.mp4", frames=4)
+    model = ("--model", correlator, "--key-ratio", "0.5", "--tau", "0.5")
+    code, _, err = run("segment", "clip.mp4", *SMALL, *model, "-o", "r")
+    assert code == 0, err
+    assert read(tmp_path / "r" / "run.json")["model"]["block"] == "learnt"
+    names = sorted(p.name for p in (tmp_path / "r" / "data" / "clip.tree").glob("attention-*"))
+    assert names == ["attention-000000.js", "attention-000002.js"]
+
+
+# ---------------------------------------------------------------------------------- running it again
+
+
+def test_a_second_run_does_nothing_again_and_other_settings_are_refused(run: Run, tmp_path: Path) -> None:
+    make_clip(tmp_path / "clip.mp4")
+    run("segment", "clip.mp4", *SMALL, "-o", "r")
+    code, _, err = run("segment", "clip.mp4", *SMALL, "-o", "r")
+    assert code == 0 and "already done" in err
+    code, _, err = run("segment", "clip.mp4", *SMALL, "-o", "r", "--tau", "0.2")
+    assert code == 2 and "segmenting.clustering.tau: 0.1 there, 0.2 now" in err
+
+
+def test_workers_leave_the_same_masks_as_one(run: Run, tmp_path: Path) -> None:
+    for name in "ab":
+        make_clip(tmp_path / "videos" / f"{name}.mp4", frames=3)
+    assert run("segment", "videos", *SMALL, "-o", "one")[0] == 0
+    assert run("segment", "videos", *SMALL, "-o", "two", "--workers", "2")[0] == 0
+    masks = sorted((tmp_path / "one").rglob("masks/*.png"))
+    assert len(masks) == 6
+    for mask in masks:
+        assert mask.read_bytes() == (tmp_path / "two" / mask.relative_to(tmp_path / "one")).read_bytes()
+
+
+def test_dry_run_writes_nothing_and_tells_frames_time_and_memory(run: Run, tmp_path: Path) -> None:
+    make_clip(tmp_path / "clip.mp4")
+    code, out, _ = run("segment", "clip.mp4", *SMALL, "--every", "2", "--dry-run", "-o", "r")
+    assert code == 0 and "3 frames, about" in out and "peak memory" in out
+    assert not (tmp_path / "r").exists()
+
+
+def test_progress_is_told_by_stage(run: Run, tmp_path: Path) -> None:
+    make_clip(tmp_path / "clip.mp4", frames=3)
+    _, out, _ = run("segment", "clip.mp4", *SMALL, "-o", "r", "--json")
+    stages = [e for e in map(json.loads, out.splitlines()) if e["event"] == "stage"]
+    assert list(dict.fromkeys(e["stage"] for e in stages)) == ["encoding", "clustering", "writing"]
+    assert stages[-1]["done"] == stages[-1]["total"] == 3
+    assert all(e["seconds_left"] >= 0 for e in stages)
+
+
+# ---------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--tau", "0"), "clustering.tau = 0.0 is out of range"),
+        (("--every", "0"), "--every 0"),
+        (("--key-ratio", "2"), "--key-ratio 2.0"),
+        (("--resolution", "big"), "--resolution big"),
+        (("--window", "5"), "segmenting.window = 5"),
+        (("--memory", "1MB"), "the least that works is --memory"),
+        (("--set", "windo=9"), "did you mean 'window'"),
+        (("--set", "represent=3"), "expected str"),
+    ],
+)
+def test_wrong_use_is_refused_before_anything_is_written(
+    run: Run, tmp_path: Path, options: tuple[str, ...], said: str
+) -> None:
+    make_clip(tmp_path / "clip.mp4", frames=2)
+    small = () if "--resolution" in options else SMALL
+    code, _, err = run("segment", "clip.mp4", *small, "-o", "r", *options)
+    assert code == 2
+    assert said in err
+    assert not (tmp_path / "r").exists()
+
+
+def test_one_frame_is_segmented(run: Run, tmp_path: Path) -> None:
+    make_clip(tmp_path / "clip.mp4", frames=1)
+    assert run("segment", "clip.mp4", *SMALL, "-o", "r")[0] == 0
+
+
+def test_a_constant_video_is_one_cluster_and_says_so(run: Run, tmp_path: Path) -> None:
+    make_clip(tmp_path / "clip.mp4", frames=3, constant=True)
+    code, _, err = run("segment", "clip.mp4", *SMALL, "-o", "r", "--tau", "0.5")
+    assert code == 0
+    assert "all of it is one cluster" in err
+
+
+def test_fewer_frames_than_a_stride_of_keys_are_told(run: Run, tmp_path: Path, correlator: Path) -> None:
+    make_clip(tmp_path / "clip.mp4", frames=3)
+    wide = ("--model", correlator, "--key-ratio", "0.1")
+    code, _, err = run("segment", "clip.mp4", *SMALL, "-o", "r", *wide)
+    assert code == 0
+    assert "3 frames are fewer than from one key frame to the next (10)" in err
+
+
+def test_features_that_are_not_finite_fail_the_video(run: Run, tmp_path: Path, correlator: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    held = load_file(correlator)
+    name = next(k for k in held if k.endswith("conv1.weight"))
+    held[name] = torch.full_like(held[name], torch.nan)
+    save_file(held, correlator)
+    make_clip(tmp_path / "clip.mp4", frames=2)
+    code, _, err = run("segment", "clip.mp4", *SMALL, "-o", "r", "--model", correlator)
+    assert code != 0
+    assert "finite" in err
+
+
+def test_more_clusters_than_an_indexed_png_holds_become_grey_masks_with_a_warning(
+    run: Run, tmp_path: Path
+) -> None:
+    make_clip(tmp_path / "clip.mp4", frames=4)
+    code, _, err = run("segment", "clip.mp4", *SMALL, "-o", "r", "--tau", "0.005", "--set", "finest=0.004")
+    assert code == 0
+    assert "16-bit grey PNG" in err
+    assert read_truth(tmp_path / "r" / "videos" / "clip" / "masks" / "00003.png").dtype == np.uint16
+
+
+# ----------------------------------------------------------------------------------------- settings
+
+
+def test_command_line_wins_over_set_and_file(tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text("tau = 0.3\nwindow = 40\n[clustering]\nframes = 5\n")
+    found = resolve_segment_settings({"tau": 0.9}, tmp_path / "s.toml", ["window=50"])
+    assert found.segmenting == {"clustering": {"frames": 5, "tau": 0.9}, "window": 50}
+
+
+def test_resolution_is_short_by_long() -> None:
+    found = [resolve_segment_settings({"resolution": r}).segmenting for r in ("192", "384x192", "native")]
+    assert [f["resolution"] for f in found] == [[192, 288], [192, 384], None]
+
+
+def test_a_key_ratio_is_a_stride() -> None:
+    assert resolve_segment_settings({"key_ratio": 0.2}).segmenting == {"key_every": 5}
+    with pytest.raises(UsageError, match="--key-ratio"):
+        resolve_segment_settings({"key_ratio": 0})
