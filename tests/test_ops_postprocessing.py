@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -55,6 +55,7 @@ def test_the_largest_stay_and_keep_their_ids(labels: np.ndarray, count: int) -> 
     assert np.array_equal(after, np.where(np.isin(labels, stay), labels, 0))
 
 
+@settings(deadline=None)  # the first call imports
 @given(arrays(np.uint8, st.tuples(st.integers(1, 8), st.integers(1, 8)), elements=st.integers(0, 1)))
 def test_holes_of_a_binary_mask_are_filled_as_by_flooding(mask: np.ndarray) -> None:
     assert np.array_equal(filled(mask) == 1, holes_filled_by_flooding(mask == 1))

@@ -196,7 +196,7 @@ def test_too_many_proposals_are_an_error_or_the_largest_by_name(tmp_path: Path) 
     record = score_video("a", prediction, lambda: iter(OTHER_TRUTH), rows, fewer=True)
     assert record["rows"]["davis17-unsup"]["proposals"] == "the 20 largest"
     table = score_table({"a": record}, rows, postprocessing="none")
-    assert "(the 20 largest proposals in 1 videos)" in sentences(table)
+    assert "(the 20 largest proposals in 1 of 1 videos)" in sentences(table)
 
 
 def test_a_video_without_truth_is_refused(tmp_path: Path) -> None:
@@ -248,7 +248,9 @@ def test_the_table_says_what_was_scored_and_how(tmp_path: Path) -> None:
     }  # fmt: skip
     assert table["postprocessing"] == "20 largest"
     first, *lines, last = sentences(table).splitlines()
-    assert first == ("data: 1 videos, 5 frames, 5 with truth, 3 objects, 24x18; post-processing: 20 largest")
+    assert first == (
+        "data: videos 1, frames 5, with truth 5, objects 3, sizes 24x18; post-processing: 20 largest"
+    )
     assert [line.split(":")[0] for line in lines] == ["davis17-unsup", "davis16-pooled"]
     assert last == "over 1 of 2 videos, without b"
     assert score_csv(table).splitlines()[0] == "protocol,foreground,video,measure,value"

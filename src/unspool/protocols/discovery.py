@@ -376,15 +376,19 @@ def sentences(table: Json) -> str:
     card = table["data"]
     sizes = ", ".join(card["sizes"][:4]) + (", ..." if len(card["sizes"]) > 4 else "")
     lines = [
-        f"data: {card['videos']} videos, {card['frames']} frames, {card['annotated frames']} with truth, "
-        f"{card['objects']} objects, {sizes}; post-processing: {table['postprocessing']}"
+        f"data: videos {card['videos']}, frames {card['frames']}, with truth {card['annotated frames']}, "
+        f"objects {card['objects']}, sizes {sizes}; post-processing: {table['postprocessing']}"
     ]
     for label, entry in table["protocols"].items():
         wanted = [k for k in entry["global"] if k.endswith("-Mean") or "-" not in k or k == "FG-ARI"]
         ordered = sorted(wanted, key=lambda k: k != entry["headline"])
         numbers = ", ".join(f"{k.removesuffix('-Mean')} {_per_cent(entry['global'][k])}" for k in ordered)
         reduced = entry.get("proposals", {})
-        note = f" ({next(iter(reduced.values()))} proposals in {len(reduced)} videos)" if reduced else ""
+        note = (
+            f" ({next(iter(reduced.values()))} proposals in {len(reduced)} of {card['videos']} videos)"
+            if reduced
+            else ""
+        )
         lines.append(f"{label}: {numbers}{note}")
     if table["missing"]:
         count = card["videos"] + len(table["missing"])
