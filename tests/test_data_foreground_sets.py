@@ -8,8 +8,9 @@ from PIL import Image
 
 from unspool.data.fbms import fbms_sequences
 from unspool.data.segtrack import segtrack_sequences
-from unspool.errors import DataError
+from unspool.errors import DataError, UnspoolWarning
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*published sequences are missing")
 HEIGHT, WIDTH = 10, 14
 
 
@@ -136,6 +137,20 @@ def test_a_mask_without_its_frame_is_refused(tmp_path: Path) -> None:
     save(root / "Testset" / "cars1" / "GroundTruth" / "060_gt.pgm", box(3))
     with pytest.raises(DataError, match=r"060_gt\.pgm: a mask without its frame; .* holds 41 images"):
         fbms_sequences(root)
+
+
+def test_sequences_that_are_missing_are_warned_of(tmp_path: Path) -> None:
+    with pytest.warns(UnspoolWarning, match=r"28 of the 30 published sequences are missing \(camel01, "):
+        fbms_sequences(make_published(tmp_path / "a"))
+    with pytest.warns(UnspoolWarning, match="12 of the 14 published sequences are missing"):
+        segtrack_sequences(make_segtrack(tmp_path / "b"))
+
+
+def test_training_sequences_beside_those_of_the_test_are_left_out(tmp_path: Path) -> None:
+    for name in ("lion01", "bear01"):
+        image(tmp_path / "FBMS" / name / "1.jpg")
+        save(tmp_path / "FBMS_annotation" / name / "1.png", box(3))
+    assert [sequence.name for sequence in fbms_sequences(tmp_path)] == ["lion01"]
 
 
 def test_a_wrong_root_of_fbms_says_what_was_looked_for(tmp_path: Path) -> None:

@@ -45,8 +45,8 @@ def make_single(root: Path) -> Path:
         mask = np.zeros((48, 72), np.uint8)
         image[12:36, 20:50], mask[12:36, 20:50] = (230, 60, 20), 255
         for path, pixels in (
-            (root / "JPEGImages" / "frog" / f"{t}.png", image),
-            (root / "GroundTruth" / "frog" / f"gt{t}.png", mask),
+            (root / "JPEGImages" / "own" / f"{t}.png", image),
+            (root / "GroundTruth" / "own" / f"gt{t}.png", mask),
         ):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path)
@@ -92,7 +92,7 @@ def test_masks_that_were_left_score_the_same_when_given(run: Run, tmp_path: Path
         path.parent.mkdir(parents=True, exist_ok=True)
         write_mask(path, np.asarray(labels))
     protocols = [word for name in ("davis17-unsup", "miou-solv") for word in ("--protocol", name)]
-    code, out, err = run("eval", "discovery", "--pred", "r/davis", "--truth", "truth", *protocols, "-o", "s")
+    code, _, err = run("eval", "discovery", "--pred", "r/davis", "--truth", "truth", *protocols, "-o", "s")
     assert code == 0, err
     mine, theirs = read(tmp_path / "s" / "scores.json"), read(tmp_path / "r" / "scores.json")
     assert mine["global"] == {key: theirs["global"][key] for key in mine["global"]}

@@ -13,11 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
-from unspool.data.labelled import FileSequence, MasksByFrame, folders_in, pictures_of
+from unspool.data.labelled import FileSequence, MasksByFrame, folders_in, pictures_of, warn_of_missing
 from unspool.data.segtrack import pixels
 from unspool.data.vos import LabelMap
 from unspool.errors import DataError
 
+TEST = (
+    "camel01", "cars1", "cars10", "cars4", "cars5", "cats01", "cats03", "cats06", "dogs01", "dogs02",
+    "farm01", "giraffes01", "goats01", "horses02", "horses04", "horses05", "lion01", "marple12", "marple2",
+    "marple4", "marple6", "marple7", "marple9", "people03", "people1", "people2", "rabbits02", "rabbits03",
+    "rabbits04", "tennis",
+)  # fmt: skip
 MASKS = {".png", ".pgm", ".ppm"}
 LAYOUT = "give the folder that holds Testset/ (or FBMS/ and FBMS_annotation/) of FBMS-59"
 
@@ -28,7 +34,7 @@ def fbms_sequences(root: Path) -> list[FileSequence]:
     Raises DataError naming what is missing, and for a mask whose frame is not there.
     """
     if (root / "Testset").is_dir():
-        folders = folders_in(root / "Testset", LAYOUT)
+        folders = _of_test(root, folders_in(root / "Testset", LAYOUT))
         return [_sequence(folder, folder / "GroundTruth") for folder in folders]
     images, truth = root / "FBMS", root / "FBMS_annotation"
     for folder in (images, truth):
@@ -36,7 +42,14 @@ def fbms_sequences(root: Path) -> list[FileSequence]:
             raise DataError(
                 f"{root}: no FBMS-59 tree; found neither {root / 'Testset'} nor {folder}; {LAYOUT}"
             )
-    return [_sequence(images / folder.name, folder) for folder in folders_in(truth, LAYOUT)]
+    return [_sequence(images / folder.name, folder) for folder in _of_test(root, folders_in(truth, LAYOUT))]
+
+
+def _of_test(root: Path, folders: list[Path]) -> list[Path]:
+    """Those of the test set, without training sequences that lie beside them; all, if none is known."""
+    known = [folder for folder in folders if folder.name in TEST]
+    warn_of_missing(root, [folder.name for folder in known], TEST)
+    return known or folders
 
 
 def _sequence(folder: Path, truth: Path) -> FileSequence:

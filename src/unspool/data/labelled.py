@@ -6,7 +6,8 @@ so: a frame without a mask has None. Nothing is paired by order where names say 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -18,7 +19,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from unspool.data.vos import LabelMap, davis, label_map
-from unspool.errors import DataError, UsageError
+from unspool.errors import DataError, UnspoolWarning, UsageError
 from unspool.rendered import RenderedClip, Scene
 from unspool.video.source import IMAGES, natural_key, place
 from unspool.video.stills import read
@@ -111,8 +112,8 @@ class FileSequence:
 
     def open(self) -> Pictures:
         """The images; of the size of the first."""
-        size = read(place(self.images[0])).shape[:2]
-        return Pictures(self.name, (size[0], size[1]), len(self.images), self.fps, self._image)
+        height, width = read(place(self.images[0])).shape[:2]
+        return Pictures(self.name, (height, width), len(self.images), self.fps, self._image)
 
     def _image(self, index: int) -> Picture:
         return read(place(self.images[index]))
@@ -164,6 +165,18 @@ def folders_in(root: Path, wanted: str) -> list[Path]:
     if not found:
         raise DataError(f"{root}: holds no sequences; {wanted}")
     return sorted(found, key=lambda path: natural_key(path.name))
+
+
+def warn_of_missing(root: Path, found: Collection[str], published: Collection[str]) -> None:
+    """An UnspoolWarning where some of the published sequences are there, and others are not."""
+    missing = sorted(set(published) - set(found))
+    if missing and len(missing) < len(published):
+        warnings.warn(
+            f"{root}: {len(missing)} of the {len(published)} published sequences are missing "
+            f"({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}); scores are over fewer",
+            UnspoolWarning,
+            stacklevel=3,
+        )
 
 
 # --------------------------------------------------------------------------------- DAVIS, rendered clips

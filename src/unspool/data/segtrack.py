@@ -14,10 +14,14 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
-from unspool.data.labelled import FileSequence, folders_in, pictures_of
+from unspool.data.labelled import FileSequence, folders_in, pictures_of, warn_of_missing
 from unspool.data.vos import LabelMap
 from unspool.errors import DataError
 
+PUBLISHED = (
+    "birdfall", "bird_of_paradise", "bmx", "cheetah", "drift", "frog", "girl", "hummingbird", "monkey",
+    "monkeydog", "parachute", "penguin", "soldier", "worm",
+)  # fmt: skip
 LAYOUT = "give the folder that holds JPEGImages/ and GroundTruth/ of SegTrack-v2"
 
 
@@ -26,7 +30,9 @@ def segtrack_sequences(root: Path) -> list[FileSequence]:
     for folder in (root / "JPEGImages", root / "GroundTruth"):
         if not folder.is_dir():
             raise DataError(f"{folder}: not found; {LAYOUT}")
-    return [_sequence(root, folder.name) for folder in folders_in(root / "JPEGImages", LAYOUT)]
+    names = [folder.name for folder in folders_in(root / "JPEGImages", LAYOUT)]
+    warn_of_missing(root, names, PUBLISHED)
+    return [_sequence(root, name) for name in names]
 
 
 def _sequence(root: Path, name: str) -> FileSequence:
