@@ -1,5 +1,6 @@
 """DAVIS and rendered clips as videos with truth."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,13 @@ def test_rendered_clips_have_truth_in_step() -> None:
 def test_rendered_asks_for_a_number(count: str) -> None:
     with pytest.raises(UsageError, match="expected how many clips"):
         rendered_sequences(count)
+
+
+def test_videos_can_be_sent_to_another_process(tmp_path: Path) -> None:
+    for video in (*davis_sequences(make_davis(tmp_path, 2017), 2017), *rendered_sequences("1")):
+        copy = pickle.loads(pickle.dumps(video))
+        assert (copy.name, copy.files, copy.frame_names) == (video.name, video.files, video.frame_names)
+        assert all(np.array_equal(a, b) for a, b in zip(copy.truth(), video.truth(), strict=True))
 
 
 def test_frames_of_two_sizes_are_no_video() -> None:
