@@ -14,10 +14,12 @@ from unspool.cli import app
 from unspool.data.layouts import LAYOUTS
 from unspool.encoders import MODELS
 from unspool.masks import write_mask
+from unspool.protocols import discovery
 from unspool.protocols.tracking import PROTOCOLS
 from unspool.rendered import render
 from unspool.tracking import PRESETS, tracking_preset
 from unspool.training.settings import METHODS, Training, presets_of
+from unspool.verbs_discovery import KINDS
 from unspool.video import VideoWriter
 
 ROOT = Path(__file__).parents[1]
@@ -77,13 +79,21 @@ def test_a_documented_command_parses(page: str, line: str) -> None:
 
 def test_every_verb_is_documented() -> None:
     documented = "\n".join(TEXT.values())
-    for verb in ("demo", "segment", "track", "eval tracking", "train dul", "models", "view"):
+    for verb in (
+        "demo", "segment", "track", "eval tracking", "eval discovery", "eval clustering", "train dul",
+        "train ba",
+        "models", "view",
+    ):  # fmt: skip
         assert f"unspool {verb}" in documented
 
 
 def test_every_protocol_and_every_named_model_is_documented() -> None:
-    assert all(f"`{name}`" in TEXT[Path("docs/protocols.md")] for name in PROTOCOLS)
+    assert all(f"`{name}`" in TEXT[Path("docs/protocols.md")] for name in (*PROTOCOLS, *discovery.PROTOCOLS))
     assert all(f"`{name}`" in TEXT[Path("docs/encoders.md")] for name in MODELS)
+
+
+def test_every_data_set_of_discovery_is_documented() -> None:
+    assert all(f"`{name}:" in TEXT[Path("docs/protocols.md")] for name in (*KINDS, "rendered"))
 
 
 @pytest.mark.parametrize("name", PRESETS)

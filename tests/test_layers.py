@@ -19,6 +19,7 @@ FLOORS = [
     {"inputs", "jobs", "options", "reporting"},
     {"verbs_segment"},
     {"verbs", "verbs_clustering", "verbs_heads", "verbs_maskforward", "verbs_sweep", "verbs_train"},
+    {"verbs_discovery"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -293,6 +293,77 @@ def eval_tracking(
     return _run(verbs.eval_plan, run, model, data=data, names=tuple(sequences or ()), protocol=protocol)
 
 
+@evaluate.command(name="discovery")
+def eval_discovery(
+    *,
+    data: str | None = None,
+    sequences: list[str] | None = None,
+    pred: Path | None = None,
+    truth: Path | None = None,
+    protocol: list[str] | None = None,
+    foreground: list[str] | None = None,
+    minimum_size: float = 0.0,
+    largest: int = 0,
+    fill_holes: bool = False,
+    options: SegmentOptions = SegmentOptions(),
+    run: RunOptions = RunOptions(),
+) -> int:
+    """Score segmentations made without labels on a data set, or masks that were made elsewhere.
+
+    Example: `unspool eval discovery --data davis17:DAVIS --model correlator.safetensors`
+
+    Example: `unspool eval discovery --data rendered:8 --protocol fg-ari-video --protocol miou-frame`
+
+    Example: `unspool eval discovery --pred masks/ --truth truth/ --protocol davis17-unsup`
+
+    Parameters
+    ----------
+    data
+        KIND:PATH. Kinds: `davis17`, `davis16`, `ytvis19`, `movi-e`, `segtrack`, `fbms`; and `rendered:N`, so
+        many clips that are drawn here.
+    sequences
+        Only these videos of the data set.
+    pred
+        Folder of predicted label PNGs, `SEQUENCE/FRAME.png`; no model runs.
+    truth
+        Folder of true label PNGs of the same names.
+    protocol
+        Repeatable; docs/protocols.md lists them. Default: all that suit the data; davis17-unsup of --pred.
+    foreground
+        Who chooses the one cluster that davis16-* and segtrack-fbms score: label-free, oracle-frame,
+        oracle-video, given (every id of the masks). Default: the first three, apart; given with --pred.
+    minimum_size
+        Drop clusters that nowhere cover this share of a frame, 0..1. Default: 0, which drops none.
+    largest
+        Keep so many clusters of a video, the largest. Default: 0, which keeps all.
+    fill_holes
+        Let a cluster have the gaps that it encloses.
+    """
+    from unspool import verbs_discovery as verbs
+    from unspool.verbs_segment import resolve_segment_settings
+
+    if (pred is None) != (truth is None):
+        raise UsageError("--pred and --truth belong together: predictions and truth, both as folders of PNGs")
+    if (pred is None) == (data is None):
+        raise UsageError("give either --data KIND:PATH (which is segmented), or --pred and --truth")
+    shared = {"protocols": protocol, "foregrounds": foreground}
+    if pred is not None:
+        return _run(verbs.score_plan, run, None, pred=pred, truth=truth, **shared)
+    settings = resolve_segment_settings(
+        options.given(), options.config, options.settings or [], workers=max(1, run.workers)
+    )
+    return _run(
+        verbs.discovery_plan,
+        run,
+        None,
+        settings=settings,
+        data=data,
+        names=tuple(sequences or ()),
+        steps={"minimum_size": minimum_size, "largest": largest, "fill_holes": fill_holes},
+        **shared,
+    )
+
+
 @evaluate.command(name="clustering")
 def eval_clustering(
     *,

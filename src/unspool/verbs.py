@@ -283,11 +283,12 @@ def _score(job: TrackJob) -> SequenceScores | None:
     """Scores of the masks as written, so that what is scored is what is handed on."""
     if job.sequence is None:
         return None
-    written = _written(job.folder, job.name, len(job.sequence.truth))
+    written = masks_written(job.folder, job.name, len(job.sequence.truth))
     return score_sequence(job.name, written, job.sequence.truth, job.protocol)
 
 
-def _written(folder: Path, name: str, frames: int) -> list[Path]:
+def masks_written(folder: Path, name: str, frames: int) -> list[Path]:
+    """The mask files of a video in a result."""
     return [folder / "videos" / name / "masks" / f"{index:05d}.png" for index in range(frames)]
 
 
@@ -372,19 +373,18 @@ def _finish_eval(jobs: Sequence[TrackJob], protocol: str, folder: Path, done: Se
     records = {entry["name"]: entry["per_frame"] for entry in done}
     sequences = [job.sequence for job in jobs if job.sequence is not None and job.name in records]
     for sequence in sequences:
-        _link_official(folder, sequence)
+        link_official(folder, sequence.name, sequence.frame_names)
     scored = [from_record(s.name, records[s.name]) for s in sequences]
     still = [score_standing_still(s.name, s.truth, protocol) for s in sequences]
     missing = [job.name for job in jobs if job.name not in records]
     return _write_scores(folder, score_table(scored, protocol, still, missing=missing))
 
 
-def _link_official(folder: Path, sequence: VosSequence) -> None:
+def link_official(folder: Path, name: str, frame_names: Sequence[str]) -> None:
     """`davis/SEQ/FRAME.png`: the same masks under the data set's own frame names."""
-    target = folder / "davis" / sequence.name
+    target = folder / "davis" / name
     target.mkdir(parents=True, exist_ok=True)
-    written = _written(folder, sequence.name, len(sequence.truth))
-    for mask, frame in zip(written, sequence.frame_names, strict=True):
+    for mask, frame in zip(masks_written(folder, name, len(frame_names)), frame_names, strict=True):
         link = target / f"{frame}.png"
         if link.exists() and link.samefile(mask):
             continue

@@ -47,11 +47,17 @@ def label_map(path: Path, *, merge: bool = False) -> LabelMap:
 
 
 def davis(
-    root: Path, *, year: int = 2017, split: str = "val", names: tuple[str, ...] = ()
+    root: Path,
+    *,
+    year: int = 2017,
+    split: str = "val",
+    names: tuple[str, ...] = (),
+    annotations: str = "Annotations",
 ) -> list[VosSequence]:
     """Sequences of a DAVIS tree at 480p, in the order of its list; `names` keeps only those.
 
-    `year` 2016 merges all ids to one foreground, as its truth has it.
+    `year` 2016 merges all ids to one foreground, as its truth has it. `annotations`: the folder of the truth,
+    `Annotations_unsupervised` for that of all objects.
     Raises DataError naming the files looked for. Source: `davis2017-evaluation: davis2017/davis.py`.
     """
     listed = _davis_names(root, year, split)
@@ -60,7 +66,8 @@ def davis(
         raise UsageError(
             f"{root}: sequence '{unknown[0]}' is not in its {year} {split} list ({', '.join(listed)})"
         )
-    return [_davis_sequence(root, name, merge=year == 2016) for name in names or listed]
+    truth = root / annotations / "480p"
+    return [_davis_sequence(root, truth, name, merge=year == 2016) for name in names or listed]
 
 
 def _davis_names(root: Path, year: int, split: str) -> list[str]:
@@ -79,13 +86,14 @@ def _davis_names(root: Path, year: int, split: str) -> list[str]:
     )
 
 
-def _davis_sequence(root: Path, name: str, *, merge: bool) -> VosSequence:
+def _davis_sequence(root: Path, truth_root: Path, name: str, *, merge: bool) -> VosSequence:
     frames = root / "JPEGImages" / "480p" / name
-    annotations = root / "Annotations" / "480p" / name
+    annotations = truth_root / name
     for folder in (frames, annotations):
         if not folder.is_dir():
             raise DataError(
-                f"{folder}: not found, but '{name}' is in the tree's list; unpack it, or shorten the list"
+                f"{folder}: not found, but '{name}' is in the tree's list; unpack it "
+                "(the unsupervised truth is an archive of its own), or shorten the list"
             )
     truth = tuple(sorted(annotations.glob("*.png"), key=lambda p: natural_key(p.name)))
     images = {p.stem for p in frames.iterdir() if p.suffix.lower() in IMAGES}

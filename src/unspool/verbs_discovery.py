@@ -1,0 +1,362 @@
+"""What `unspool eval discovery` plans and does: a data set is segmented, or masks are taken, and scored."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from unspool.data.fbms import fbms_sequences
+from unspool.data.movi import movi_clips
+from unspool.data.segtrack import segtrack_sequences
+from unspool.data.sequences import Labelled, davis_sequences, rendered_sequences
+from unspool.data.vos import LabelMap, label_map, mask_trees
+from unspool.data.ytvis import ytvis_sequences
+from unspool.errors import DataError, UnspoolWarning, UsageError
+from unspool.jobs import Estimate, Plan, Report, Stop
+from unspool.ops.postprocessing import PostProcessing, postprocessed
+from unspool.options import digest, file_stamp, in_words
+from unspool.protocols.discovery import (
+    FOREGROUNDS,
+    GIVEN,
+    MANY,
+    SINGLE,
+    SPARSE,
+    Prediction,
+    Row,
+    rows_of,
+    score_csv,
+    score_table,
+    score_video,
+    sentences,
+)
+from unspool.results import Json, VideoResult, safe_name, write_json, written_whole
+from unspool.verbs import link_official, masks_written
+from unspool.verbs_segment import (
+    SHIPPED,
+    SegmentSettings,
+    _Clock,
+    _how,
+    _memory_for_clustering,
+    _model_of,
+    _model_record,
+    _needs,
+    _seconds_per_frame,
+    segmenting_record,
+)
+
+MOST_IDS = 254  # of the layout of DAVIS: 8 bits, less background and void
+TAU_OF_ONE = 1.6  # where one object is sought its parts should merge (BA)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A data set that is scored: its reader, and the protocols that its published numbers use."""
+
+    read: Callable[[Path], Sequence[Labelled]]
+    protocols: tuple[str, ...]
+    one_object: bool = False
+
+
+OVERLAPS = tuple(name for name in MANY if not name.startswith("davis17"))
+KINDS = {
+    "davis17": Kind(partial(davis_sequences, year=2017), MANY),
+    "davis16": Kind(partial(davis_sequences, year=2016), SINGLE, one_object=True),
+    "ytvis19": Kind(ytvis_sequences, OVERLAPS),
+    "movi-e": Kind(movi_clips, OVERLAPS),
+    "segtrack": Kind(segtrack_sequences, SPARSE, one_object=True),
+    "fbms": Kind(fbms_sequences, SPARSE, one_object=True),
+}
+
+
+def _videos(data: str, names: tuple[str, ...], seed: int) -> tuple[str, Sequence[Labelled], Kind]:
+    """What `KIND:PATH` or `rendered:N` stands for. Raises UsageError, DataError."""
+    name, colon, path = data.partition(":")
+    if colon and name == "rendered":
+        videos: Sequence[Labelled] = rendered_sequences(path, seed)
+        return name, _only(videos, names, data), Kind(movi_clips, MANY)
+    if name not in KINDS or not colon:
+        raise UsageError(f"--data {data}: expected rendered:N or KIND:PATH, KIND one of {', '.join(KINDS)}")
+    if not Path(path).is_dir():
+        raise UsageError(f"--data {data}: no such folder {path}")
+    return name, _only(KINDS[name].read(Path(path)), names, data), KINDS[name]
+
+
+def _only(videos: Sequence[Labelled], names: tuple[str, ...], data: str) -> Sequence[Labelled]:
+    known = [video.name for video in videos]
+    for name in names:
+        if name not in known:
+            shown = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
+            raise UsageError(f"--data {data}: holds no sequence '{name}' ({shown})")
+    return [video for video in videos if not names or video.name in names]
+
+
+# -------------------------------------------------------------------------------------- a set of videos
+
+
+@dataclass(frozen=True)
+class DiscoveryJob:
+    """One video with truth to segment and score, and where the result goes."""
+
+    name: str
+    video: Labelled
+    folder: Path
+    settings: SegmentSettings
+    segmenting: Json
+    steps: PostProcessing
+    rows: tuple[Row, ...]
+
+    @property
+    def identity(self) -> Json:
+        """Files with size and time stamp: what a rerun must find unchanged."""
+        return {"data": digest([file_stamp(str(path)) for path in self.video.files])}
+
+
+def discovery_plan(
+    *,
+    output: Path | None,
+    settings: SegmentSettings,
+    data: str,
+    names: tuple[str, ...],
+    protocols: Sequence[str] | None,
+    foregrounds: Sequence[str] | None,
+    steps: Json,
+) -> Plan:
+    """`unspool eval discovery --data KIND:PATH`: one job per video, scores over all of them."""
+    if settings.every != 1:
+        raise UsageError(f"--every {settings.every}: protocols score all frames; leave it out")
+    after = PostProcessing(**steps)
+    name, videos, kind = _videos(data, names, settings.seed)
+    rows = rows_of(protocols or kind.protocols, _checked(foregrounds or FOREGROUNDS))
+    settings = _for_one_object(settings) if kind.one_object else settings
+    model = settings.model or ("shipped" if settings.named.endswith(SHIPPED) else settings.named)
+    folder = output or Path(f"unspool-eval-discovery-{name}-{safe_name(model)}")
+    segmenting = segmenting_record(settings)
+    jobs = [
+        DiscoveryJob(safe_name(video.name), video, folder, settings, segmenting, after, rows)
+        for video in videos
+    ]
+    config = {
+        "data": name,
+        "protocols": [row.label for row in rows],
+        "postprocessing": after.name,
+        "model": model,
+        "precision": settings.precision,
+        "seed": settings.seed,
+        "segmenting": segmenting,
+    }
+    return Plan(
+        "eval discovery",
+        folder,
+        config,
+        jobs,
+        discover_video,
+        model=partial(_model_record, settings),
+        estimate=partial(_estimate, settings, segmenting),
+        finish=partial(_finish, jobs, rows, after.name),
+    )
+
+
+def _checked(foregrounds: Sequence[str]) -> Sequence[str]:
+    for name in foregrounds:
+        if name not in (*FOREGROUNDS, GIVEN):
+            raise UsageError(f"--foreground {name}: there are {', '.join((*FOREGROUNDS, GIVEN))}")
+    return foregrounds
+
+
+def _for_one_object(settings: SegmentSettings) -> SegmentSettings:
+    """With the published threshold for one object, where none was given and a trained block attends."""
+    from unspool.encoders.correlator import holds_block  # noqa: PLC0415 (torch only when work starts)
+
+    clustering = settings.segmenting.get("clustering", {})
+    if "tau" in clustering or not holds_block(settings.named):
+        return settings
+    changed = {**settings.segmenting, "clustering": {**clustering, "tau": TAU_OF_ONE}}
+    return replace(settings, segmenting=changed)
+
+
+def discover_video(job: DiscoveryJob, report: Report, stop: Stop) -> Json:
+    """Segment one video, write its part of the result, score the masks as written; returns `done.json`.
+
+    Raises VideoError, DataError or OutputError for what is wrong with this video, Interrupted when stopped.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UnspoolWarning)
+        return _discover_video(job, report, stop, caught)
+
+
+def _discover_video(
+    job: DiscoveryJob, report: Report, stop: Stop, caught: list[warnings.WarningMessage]
+) -> Json:
+    from unspool.segmenting import segment  # noqa: PLC0415
+
+    started = perf_counter()
+    correlator, identity = _model_of(job.settings), job.identity
+    clock: Any = _Clock(job, report, stop)  # type: ignore[arg-type]  # it asks for the name alone
+    with job.video.open() as video:
+        how = _how(job.segmenting, _memory_for_clustering(job.settings, video, correlator, job.segmenting))
+        report({"event": "video", "video": job.name, "frames": len(video), "notes": []})
+        with VideoResult(
+            job.folder,
+            job.name,
+            source=str(job.video.files[0]) if job.video.files else job.name,
+            height=video.height,
+            width=video.width,
+            times=video.times,
+            pixel_aspect=video.pixel_aspect,
+            with_truth=True,
+        ) as result:
+            clock.total = len(video)
+            found = segment(video, correlator, how, progress=clock)
+            labels = postprocessed(found.labels + 1, job.steps) - 1
+            clock.begin("writing")
+            for image, mask, true in zip(video, found.masks(labels), job.video.truth(), strict=True):
+                result.write(image, mask, true)
+                clock("writing", 1)
+            result.close()
+            masks = tuple(masks_written(job.folder, job.name, len(video)))
+            scored = score_video(job.name, Prediction(masks), job.video.truth, job.rows, fewer=True)
+            return result.finish(
+                seconds=perf_counter() - started,
+                warnings=list(
+                    dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UnspoolWarning))
+                ),
+                extra={
+                    "identity": identity,
+                    "clusters": found.clusters,
+                    "timings": {**clock.seconds, "write": round(result.seconds_writing, 3)},
+                    "per_frame": scored,
+                },
+            )
+
+
+def _finish(
+    jobs: Sequence[DiscoveryJob], rows: Sequence[Row], steps: str, folder: Path, done: Sequence[Json]
+) -> str:
+    """Scores over all videos that are done, and their masks in the layout of the official tools."""
+    entries = {entry["name"]: entry for entry in done}
+    unfit = []
+    for job in jobs:
+        if job.name not in entries:
+            continue
+        if max((one["id"] for one in entries[job.name]["objects"]), default=0) > MOST_IDS:
+            unfit.append(job.name)
+        else:
+            link_official(folder, job.name, job.video.frame_names)
+    text = _write_scores(folder, [job.name for job in jobs], rows, steps, done)
+    if unfit:
+        text += f"\nnot in {folder / 'davis'}, whose layout ends at id {MOST_IDS}: {', '.join(unfit)}"
+    return text
+
+
+def _write_scores(
+    folder: Path, names: Sequence[str], rows: Sequence[Row], steps: str, done: Sequence[Json]
+) -> str:
+    records = {entry["name"]: entry["per_frame"] for entry in done}
+    ordered = {name: records[name] for name in names if name in records}
+    missing = [name for name in names if name not in records]
+    table = score_table(ordered, rows, postprocessing=steps, missing=missing)
+    write_json(folder / "scores.json", table)
+    with written_whole(folder / "scores.csv") as part:
+        part.write_text(score_csv(table), "utf-8")
+    return sentences(table)
+
+
+def _estimate(
+    settings: SegmentSettings, segmenting: Json, jobs: Sequence[DiscoveryJob], workers: int
+) -> Estimate:
+    """Frames, time and peak memory in one line. Raises UsageError where the memory is too little."""
+    correlator = _model_of(settings)
+    measured: dict[tuple[int, int], float] = {}
+    frames, seconds, peak = 0, [0.0], 0
+    unreadable = []
+    for job in jobs:
+        try:
+            with job.video.open() as video:
+                size = (video.height, video.width)
+                if size not in measured:
+                    measured[size] = _seconds_per_frame(video, correlator, segmenting)
+                memory = _memory_for_clustering(settings, video, correlator, segmenting)
+                beside, _ = _needs(video, correlator, segmenting)
+                peak = max(peak, beside + _how(segmenting, memory).memory)
+                frames += len(video)
+                seconds.append(len(video) * measured[size])
+        except DataError as error:
+            unreadable.append((job.name, str(error)))
+    took = max(sum(seconds), max(seconds) * min(workers, len(jobs)))
+    text = (
+        f"{correlator.encoder.name}: {frames} frames, about {in_words(took)}, "
+        f"peak memory about {settings.processes * peak / 1e9:.1f} GB"
+    )
+    return Estimate(text, tuple(unreadable))
+
+
+# ---------------------------------------------------------------------------------- masks made elsewhere
+
+
+@dataclass(frozen=True)
+class ScoreJob:
+    """Predicted and true masks of one sequence."""
+
+    name: str
+    prediction: tuple[Path | None, ...]
+    truth: tuple[Path, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def identity(self) -> Json:
+        """Scores are always computed anew: never reuse a table without looking at the masks."""
+        return {}
+
+
+def score_plan(
+    *,
+    output: Path | None,
+    pred: Path,
+    truth: Path,
+    protocols: Sequence[str] | None,
+    foregrounds: Sequence[str] | None,
+) -> Plan:
+    """`unspool eval discovery --pred DIR --truth DIR`: masks made elsewhere; no model, no frames."""
+    rows = rows_of(protocols or ["davis17-unsup"], _checked(foregrounds or [GIVEN]))
+    folder = output or Path(f"unspool-eval-{safe_name(pred.resolve().name)}")
+    jobs = [ScoreJob(pair.name, pair.prediction, pair.truth, rows) for pair in mask_trees(pred, truth)]
+    config = {
+        "pred": str(pred.resolve()),
+        "truth": str(truth.resolve()),
+        "protocols": [row.label for row in rows],
+    }
+    finish = partial(_finish_scores, [job.name for job in jobs], rows)
+    return Plan("eval discovery", folder, config, jobs, score_masks, finish=finish)
+
+
+def score_masks(job: ScoreJob, report: Report, stop: Stop) -> Json:
+    """Score one sequence; returns its entry of `run.json`. Raises DataError naming a missing frame."""
+    started = perf_counter()
+    for predicted, true in zip(job.prediction, job.truth, strict=True):
+        if predicted is None:
+            raise DataError(
+                f"{job.name}: no prediction for frame {true.name}; every frame with truth needs one"
+            )
+    paths = tuple(path for path in job.prediction if path is not None)
+    scored = score_video(job.name, Prediction(paths), partial(_maps, job.truth), job.rows)
+    seconds = perf_counter() - started
+    return {
+        "name": job.name,
+        "frames": len(job.truth),
+        "seconds": round(seconds, 3),
+        "frames_per_second": round(len(job.truth) / seconds, 1),
+        "per_frame": scored,
+    }
+
+
+def _maps(paths: Sequence[Path]) -> Iterator[LabelMap]:
+    return (label_map(path) for path in paths)
+
+
+def _finish_scores(names: Sequence[str], rows: Sequence[Row], folder: Path, done: Sequence[Json]) -> str:
+    return _write_scores(folder, names, rows, "none", done)

@@ -1,0 +1,153 @@
+"""`unspool eval discovery` from the command line to what it leaves."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unspool.cli import main
+from unspool.data import labelled
+from unspool.masks import read_truth, write_mask
+
+Run = Callable[..., tuple[int, str, str]]
+SMALL = ("--resolution", "64x96", "--model", "random-resnet18")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(labelled, "RENDERED_SIZE", (48, 72))
+    monkeypatch.setattr(labelled, "RENDERED_FRAMES", 4)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        code = end.value.code
+        return (code if isinstance(code, int) else 1), out, err
+
+    return call
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
+
+
+def make_single(root: Path) -> Path:
+    """SegTrack-v2: one object that stands still on a ground."""
+    for t in range(3):
+        image = np.random.default_rng(0).integers(0, 60, (48, 72, 3), np.uint8)
+        mask = np.zeros((48, 72), np.uint8)
+        image[12:36, 20:50], mask[12:36, 20:50] = (230, 60, 20), 255
+        for path, pixels in (
+            (root / "JPEGImages" / "own" / f"{t}.png", image),
+            (root / "GroundTruth" / "own" / f"gt{t}.png", mask),
+        ):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    return root
+
+
+def test_rendered_clips_are_segmented_and_scored(run: Run, tmp_path: Path) -> None:
+    command = ("eval", "discovery", "--data", "rendered:2", *SMALL, "-o", "r", "--largest", 3)
+    code, out, err = run(*command)
+    assert code == 0, err
+    assert out.startswith("data: videos 2, frames 8, with truth 8, objects ")
+    assert "post-processing: 3 largest" in out
+    scores = read(tmp_path / "r" / "scores.json")
+    assert list(scores["protocols"]) == [
+        "davis17-unsup", "davis17-unsup-framewise", "fg-ari-video", "fg-ari-frame", "fg-ari-solv",
+        "miou-solv", "miou-video-hungarian", "miou-frame", "mbo-video", "mbo-frame",
+    ]  # fmt: skip
+    assert list(scores["sequences"]) == ["rendered-0", "rendered-1"]
+    whole = scores["global"]
+    assert whole["davis17-unsup-framewise J&F"] >= whole["davis17-unsup J&F"]
+    assert whole["mbo-video mBO"] >= whole["miou-video-hungarian mIoU"]
+    rows = list(csv.DictReader((tmp_path / "r" / "scores.csv").open()))
+    assert {row["video"] for row in rows} == {"rendered-0", "rendered-1", "all"}
+    masks = [read_truth(path) for path in (tmp_path / "r" / "videos" / "rendered-1" / "masks").iterdir()]
+    assert len(set(np.unique(masks)) - {0}) <= 3
+    linked = sorted(path.name for path in (tmp_path / "r" / "davis" / "rendered-1").iterdir())
+    assert linked == [f"{t:05d}.png" for t in range(4)]
+    assert "davis17-unsup" in (tmp_path / "r" / "index.html").read_text("utf-8")
+
+    (tmp_path / "r" / "videos" / "rendered-1" / "done.json").unlink()
+    assert run(*command)[0] == 0  # a rerun does what is missing, and keeps the rest
+    assert read(tmp_path / "r" / "scores.json") == scores
+    code, _, err = run(*command[:-1], 4)
+    assert code == 2
+    assert "postprocessing" in err
+
+
+def test_masks_that_were_left_score_the_same_when_given(run: Run, tmp_path: Path) -> None:
+    run("eval", "discovery", "--data", "rendered:1", *SMALL, "-o", "r", "--largest", 5)
+    clip = labelled.rendered_sequences("1")[0]
+    for name, labels in zip(clip.frame_names, clip.truth(), strict=True):
+        path = tmp_path / "truth" / clip.name / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_mask(path, np.asarray(labels))
+    protocols = [word for name in ("davis17-unsup", "miou-solv") for word in ("--protocol", name)]
+    code, _, err = run("eval", "discovery", "--pred", "r/davis", "--truth", "truth", *protocols, "-o", "s")
+    assert code == 0, err
+    mine, theirs = read(tmp_path / "s" / "scores.json"), read(tmp_path / "r" / "scores.json")
+    assert mine["global"] == {key: theirs["global"][key] for key in mine["global"]}
+    assert len(mine["global"]) == 2
+
+
+def test_one_object_is_scored_for_every_way_of_choosing_it(run: Run, tmp_path: Path) -> None:
+    root = make_single(tmp_path / "ST")
+    code, _, err = run("eval", "discovery", "--data", f"segtrack:{root}", *SMALL, "-o", "r")
+    assert code == 0, err
+    protocols = read(tmp_path / "r" / "scores.json")["protocols"]
+    assert list(protocols) == [
+        "segtrack-fbms, label-free", "segtrack-fbms, oracle-frame", "segtrack-fbms, oracle-video",
+        "davis16-pooled, label-free", "davis16-pooled, oracle-frame", "davis16-pooled, oracle-video",
+        "single-object-oracle-frame", "single-object-oracle-video", "single-object-label-free",
+    ]  # fmt: skip
+    best = protocols["single-object-oracle-frame"]["global"]["J-Mean"]
+    assert best >= protocols["single-object-oracle-video"]["global"]["J-Mean"]
+    assert best >= protocols["single-object-label-free"]["global"]["J-Mean"]
+
+
+def test_a_dry_run_tells_what_would_be_done(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("eval", "discovery", "--data", "rendered:2", *SMALL, "-o", "r", "--dry-run")
+    assert code == 0, err
+    assert "8 frames" in out and "peak memory" in out
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "kitti:x"], "expected rendered:N or KIND:PATH, KIND one of davis17, davis16"),
+        (["--data", "davis17:nowhere"], "no such folder nowhere"),
+        (["--data", "rendered:2", "--sequences", "cat"], "holds no sequence 'cat' (rendered-0, rendered-1)"),
+        (["--data", "rendered:2", "--protocol", "mIoU"], "protocol 'mIoU' is unknown"),
+        (["--data", "rendered:2", "--foreground", "best"], "--foreground best: there are label-free"),
+        (["--data", "rendered:2", "--every", "2"], "protocols score all frames"),
+        (["--data", "rendered:2", "--minimum-size", "7"], "is no share of a frame"),
+        (["--pred", "x"], "--pred and --truth belong together"),
+        ([], "give either --data KIND:PATH"),
+    ],
+)
+def test_wrong_use_is_told_before_any_work(run: Run, arguments: list[str], message: str) -> None:
+    code, _, err = run("eval", "discovery", *arguments)
+    assert code == 2
+    assert message in err
+
+
+def test_a_prediction_that_is_missing_is_named(run: Run, tmp_path: Path) -> None:
+    for t in range(3):
+        for tree in ("pred", "truth"):
+            if tree == "truth" or t != 1:
+                path = tmp_path / tree / "ant" / f"{t:05d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_mask(path, np.eye(8, dtype=np.uint8))
+    code, _, err = run("eval", "discovery", "--pred", "pred", "--truth", "truth", "-o", "s")
+    assert code == 1
+    assert "ant: no prediction for frame 00001.png" in err
