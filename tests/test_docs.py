@@ -70,6 +70,15 @@ def test_every_option_of_track_is_documented() -> None:
     assert not {name for name in names if not re.search(rf"(?<![\w-]){name}\b", documented)}
 
 
+def test_every_option_of_segment_is_documented() -> None:
+    documented = TEXT[Path("docs/segment.md")]
+    collection = app["segment"].assemble_argument_collection(parse_docstring=False)
+    names = {name for argument in collection for name in argument.names if name.startswith("-")}
+    names = {name for name in names if not name.startswith(("--no-", "--empty-"))}
+    assert names >= {"--tau", "--workers", "-o"}
+    assert not {name for name in names if not re.search(rf"(?<![\w-]){name}\b", documented)}
+
+
 @pytest.mark.parametrize(("page", "line"), COMMANDS)
 def test_a_documented_command_parses(page: str, line: str) -> None:
     words = shlex.split(line.rsplit("&&", maxsplit=1)[-1], comments=True)

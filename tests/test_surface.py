@@ -31,6 +31,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         "import unspool",
         "import unspool.cli; unspool.cli.main(['--help'])",
         "import unspool.cli; unspool.cli.main(['track', '--help'])",
+        "import unspool.cli; unspool.cli.main(['segment', '--help'])",
         "import unspool.cli; unspool.cli.main(['--version'])",
         "import unspool.cli; unspool.cli.main(['track', '--no-such-option'])",
         "import unspool.page, unspool.masks, unspool.video, unspool.results, unspool.metrics",

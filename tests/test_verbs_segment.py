@@ -319,6 +319,18 @@ def test_a_video_that_was_not_segmented_is_named(run: Run, tmp_path: Path) -> No
     assert "holds no finished segmentation of 'b'" in err
 
 
+@pytest.mark.slow
+def test_the_demo_shows_its_clip_segmented_and_tracked_on_one_page(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("demo", "--resolution", "128", "-o", "d")
+    assert code == 0, err
+    assert "unspool segment" in out
+    videos = tmp_path / "d" / "videos"
+    assert sorted(p.name for p in videos.iterdir()) == ["rendered", "rendered-segmented"]
+    assert read(videos / "rendered-segmented" / "done.json")["every"] == 2
+    page = (tmp_path / "d" / "index.html").read_text("utf-8")
+    assert '"rendered-segmented"' in page
+
+
 # --------------------------------------------------------------------------------- after clustering
 
 

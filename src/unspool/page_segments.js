@@ -316,7 +316,7 @@ const cutting = {
     const { facts, clusters, kept } = this;
     byId("published").setAttribute("aria-pressed", clusters === null);
     const cutText = `${clusters} clusters`;
-    byId("granularity-now").textContent = clusters === null ? `published procedure, tau ${facts.tau}` : cutText;
+    byId("granularity-now").textContent = clusters === null ? `tau ${facts.tau}` : cutText;
     byId("granularity").setAttribute("aria-valuetext", clusters === null ? "not used" : cutText);
     byId("bands").hidden = clusters !== null;
     byId("cut-chips").hidden = clusters === null;

@@ -11,6 +11,7 @@ from fractions import Fraction
 from functools import lru_cache, partial
 from importlib.resources import files
 from itertools import islice
+from math import ceil
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -25,6 +26,7 @@ from unspool.video import open_video
 
 SHIPPED = "correlator.safetensors"  # in weights/: what segments where no model is named
 UNTRAINED: Json = {"represent": "features", "finest": 0.07}  # of an encoder without a block of its own
+SLACK = 1.1  # measurements of memory vary
 UNTRAINED_TAU = 0.1  # cosine distance
 
 PALETTE = 96  # colours that the clusters of a cut share
@@ -488,14 +490,14 @@ def _memory_for_clustering(
     if memory is None:
         return None
     beside, least = _needs(video, correlator, segmenting)
-    if memory < beside + least:
-        need = -(-settings.processes * (beside + least) // 10**7) / 100
+    if memory < SLACK * (beside + least):
+        need = ceil(settings.processes * SLACK * (beside + least) / 10**7) / 100
         raise UsageError(
             f"--memory {(settings.memory or 0) / 1e9:g}GB is too little for a video of "
             f"{video.width}x{video.height}; the least that works is --memory {need:.2f}GB (less with a lower "
             "--resolution, a shorter --window, a lower --key-ratio or fewer --workers)"
         )
-    return memory - beside
+    return int(memory / SLACK) - beside
 
 
 def _seconds_per_frame(video: Any, correlator: Any, segmenting: Json) -> float:
