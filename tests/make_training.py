@@ -15,7 +15,7 @@ import torch
 
 from unspool.training.settings import resolve
 from unspool.training.validation import HeldOut
-from unspool.verbs_train import Order
+from unspool.verbs.train import Order
 from unspool.video import VideoWriter
 
 SMALL = (

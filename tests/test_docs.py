@@ -19,7 +19,7 @@ from unspool.protocols.tracking import PROTOCOLS
 from unspool.rendered import render
 from unspool.tracking import PRESETS, tracking_preset
 from unspool.training.settings import METHODS, Training, presets_of
-from unspool.verbs_discovery import KINDS
+from unspool.verbs.discovery import KINDS
 from unspool.video import VideoWriter
 
 ROOT = Path(__file__).parents[1]

@@ -17,9 +17,7 @@ FLOORS = [
     {"page_clustering", "page_training", "segments", "export_encoder"},
     {"page", "page_sweep", "training", "export"},
     {"inputs", "jobs", "options", "reporting"},
-    {"verbs_segment"},
-    {"verbs", "verbs_clustering", "verbs_heads", "verbs_maskforward", "verbs_sweep", "verbs_train"},
-    {"verbs_discovery"},
+    {"verbs"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

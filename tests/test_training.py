@@ -21,7 +21,7 @@ from make_training import assert_equal_states, order, read_lines, state, write_n
 from unspool import DataError, OutputError, UnspoolError, UnspoolWarning, UsageError, load_encoder
 from unspool.methods import dul
 from unspool.training import Rhythm, checkpoints
-from unspool.verbs_train import Order, carry_out, describe
+from unspool.verbs.train import Order, carry_out, describe
 
 Events = list[dict[str, Any]]
 

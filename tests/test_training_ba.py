@@ -19,7 +19,7 @@ from unspool.methods.ba import Config, build
 from unspool.training import Rhythm
 from unspool.training.processes import Machines
 from unspool.training.settings import METHODS, presets_of, resolve
-from unspool.verbs_train import Order, carry_out, describe
+from unspool.verbs.train import Order, carry_out, describe
 
 SMALL = (
     "ba.clips=2",

@@ -11,7 +11,7 @@ from unspool import UsageError, load_encoder
 from unspool.training import Rhythm
 from unspool.training.processes import Machines
 from unspool.training.settings import resolve
-from unspool.verbs_train import Order, carry_out
+from unspool.verbs.train import Order, carry_out
 
 SMALL = (
     "timet.clips=2",

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from unspool.cli import main
-from unspool.data import labelled
+from unspool.data import sequences
 from unspool.masks import read_truth, write_mask
 
 Run = Callable[..., tuple[int, str, str]]
@@ -21,8 +21,8 @@ SMALL = ("--resolution", "64x96", "--model", "random-resnet18")
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(labelled, "RENDERED_SIZE", (48, 72))
-    monkeypatch.setattr(labelled, "RENDERED_FRAMES", 4)
+    monkeypatch.setattr(sequences, "RENDERED_SIZE", (48, 72))
+    monkeypatch.setattr(sequences, "RENDERED_FRAMES", 4)
 
     def call(*arguments: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as end:
@@ -86,7 +86,7 @@ def test_rendered_clips_are_segmented_and_scored(run: Run, tmp_path: Path) -> No
 
 def test_masks_that_were_left_score_the_same_when_given(run: Run, tmp_path: Path) -> None:
     run("eval", "discovery", "--data", "rendered:1", *SMALL, "-o", "r", "--largest", 5)
-    clip = labelled.rendered_sequences("1")[0]
+    clip = sequences.rendered_sequences("1")[0]
     for name, labels in zip(clip.frame_names, clip.truth(), strict=True):
         path = tmp_path / "truth" / clip.name / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,8 +12,8 @@ from unspool.cli import main
 from unspool.data.features import Kept
 from unspool.errors import UsageError
 from unspool.protocols.incontext import memory_of, patch_labels
-from unspool.verbs_heads import Settings, linear_plan
-from unspool.verbs_heads.incontext import InContext, _filled
+from unspool.verbs.heads import Settings, linear_plan
+from unspool.verbs.heads.incontext import InContext, _filled
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from test_verbs_clustering import davis
 
 from unspool.cli import main
 from unspool.errors import UsageError
-from unspool.verbs_sweep import read_sweep
+from unspool.verbs.sweep import read_sweep
 
 TABLE = """
 title = "Table 0"

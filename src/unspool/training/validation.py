@@ -31,6 +31,7 @@ from unspool.tracking import Tracking, track
 FIRST_HELD_OUT = 700_000  # seed; below `data.scenes.FIRST_SEED`
 CARRIED, CUT = "davis17-semi", "davis17-unsup"  # protocols
 SHOWN_CLIPS, SHOWN_FRAMES = 2, 4  # of a picture
+ROWS = 12  # tokens from top to bottom of a frame that is cut: a minute's work for all clips, not ten
 
 Labels = npt.NDArray[np.uint8]
 
@@ -118,12 +119,12 @@ def _clusters(clip: _Clip, correlator: Any) -> int:
     return len(np.unique(_segmented(clip, correlator, Clustering()).labels))
 
 
-def _segmented(clip: _Clip, correlator: Any, how: Clustering) -> Segmentation:
+def _segmented(clip: _Clip, correlator: Any, clustering: Clustering) -> Segmentation:
+    short = ROWS * correlator.encoder.patch
+    how = Segmenting(clustering, finest=None, resolution=(short, round(short * clip.width / clip.height)))
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UnspoolWarning
-        )  # one cluster is what a block finds that knows nothing
-        return segment(clip, correlator, Segmenting(how, finest=None, resolution=None))
+        warnings.simplefilter("ignore", UnspoolWarning)  # one cluster is what an untrained block finds
+        return segment(clip, correlator, how)
 
 
 def _row(clip: _Clip, labels: list[Labels]) -> npt.NDArray[np.uint8]:

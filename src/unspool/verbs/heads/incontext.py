@@ -30,7 +30,7 @@ from unspool.protocols.incontext import (
 )
 from unspool.protocols.linear import confusion
 from unspool.results import Json, safe_name
-from unspool.verbs_heads.shared import (
+from unspool.verbs.heads.shared import (
     SHOWN,
     Settings,
     encoder_of,

@@ -28,7 +28,7 @@ from unspool.protocols.linear import (
     trained,
 )
 from unspool.results import Json, safe_name, written_whole
-from unspool.verbs_heads.shared import (
+from unspool.verbs.heads.shared import (
     Settings,
     encoder_of,
     first_pictures,

@@ -19,7 +19,7 @@ from unspool.jobs import Estimate, Plan, Report, Stop
 from unspool.metrics import clustering
 from unspool.protocols.salient import RECIPES, Extracted, Extraction, boundary_score, extract, jaccard
 from unspool.results import Json, safe_name
-from unspool.verbs_heads.shared import (
+from unspool.verbs.heads.shared import (
     SHOWN,
     Settings,
     encoder_of,

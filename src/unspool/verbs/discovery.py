@@ -35,8 +35,8 @@ from unspool.protocols.discovery import (
     sentences,
 )
 from unspool.results import Json, VideoResult, safe_name, write_json, written_whole
-from unspool.verbs import link_official, masks_written
-from unspool.verbs_segment import (
+from unspool.verbs.scoring import link_official
+from unspool.verbs.segment import (
     SHIPPED,
     SegmentSettings,
     _Clock,
@@ -48,8 +48,8 @@ from unspool.verbs_segment import (
     _seconds_per_frame,
     segmenting_record,
 )
+from unspool.verbs.track import MOST_IDS, masks_written
 
-MOST_IDS = 254  # of the layout of DAVIS: 8 bits, less background and void
 TAU_OF_ONE = 1.6  # where one object is sought its parts should merge (BA)
 
 

@@ -1,18 +1,12 @@
-"""What each verb plans and does: `demo`, `track`, `eval tracking`.
-
-A verb is a function from options to a `Plan`; its work is one pure function per video. The settings of a run
-come together here: command line over config file over preset over default, and nothing else.
-"""
+"""`unspool track`, and what `demo` and `eval tracking` share with it: settings, a video's job, estimates."""
 
 from __future__ import annotations
 
 import difflib
-import shlex
-import shutil
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache, partial
 from pathlib import Path
 from time import perf_counter
@@ -21,33 +15,28 @@ from uuid import uuid4
 
 import numpy as np
 
-from unspool.data.vos import VosSequence, davis, label_map, mask_trees
+from unspool.data.vos import VosSequence, label_map
 from unspool.errors import MaskError, UnspoolError, UnspoolWarning, UsageError
 from unspool.inputs import STDIN, default_folder, expand_inputs, masks_of, names_of
 from unspool.jobs import Estimate, Interrupted, Plan, Report, Stop
-from unspool.masks import Mask, ids_in, write_mask
+from unspool.masks import Mask, ids_in
 from unspool.options import digest, file_stamp, in_words, parse_single, read_toml, size_in_bytes
 from unspool.protocols.tracking import (
     SequenceScores,
     curves,
-    from_record,
-    protocol_named,
-    score_csv,
     score_sequence,
-    score_standing_still,
-    score_table,
-    sentence,
     to_record,
     video_scores,
 )
-from unspool.rendered import RenderedClip, demo_scene
-from unspool.results import Json, VideoResult, safe_name, write_json, written_whole
-from unspool.video import Video, VideoWriter, open_video
+from unspool.results import Json, VideoResult
+from unspool.video import Video, open_video
 from unspool.video.stream import Stream
 
 if TYPE_CHECKING:
     from unspool.segments import Chosen
     from unspool.tracking import Needs
+
+MOST_IDS = 254  # of the layout of DAVIS: 8 bits, less background and void
 
 # ----------------------------------------------------------------------------------------- settings
 
@@ -112,7 +101,7 @@ def _merge(merged: Json, table: Json, origin: str) -> None:
             )
 
 
-def _tracking_record(settings: Settings) -> Json:
+def tracking_record(settings: Settings) -> Json:
     """The preset with all overrides, spelt out; what `run.json` records and a rerun compares."""
     from unspool.tracking import tracking_preset, with_settings  # noqa: PLC0415
 
@@ -182,6 +171,10 @@ class TrackJob:
         # what came through a pipe cannot be compared: never the same again
         video = [STDIN, uuid4().hex] if self.source == STDIN else file_stamp(self.source)
         return {"video": video, "mask": masks, "truth": digest(truth)}
+
+    def frames(self) -> Any:
+        """The video."""
+        return open_video(self.source)
 
 
 def track_video(job: TrackJob, report: Report, stop: Stop) -> Json:
@@ -312,7 +305,7 @@ def track_plan(
         raise UsageError("a stream on stdin (-) is tracked alone; give the other videos to another command")
     names = names_of(videos)
     folder = output or default_folder("track", videos)
-    tracking = _tracking_record(settings)
+    tracking = tracking_record(settings)
     jobs, failures = [], []
     for name, video, given in zip(
         names, videos, _objects_of(videos, names, masks, result, objects, cut), strict=True
@@ -321,7 +314,7 @@ def track_plan(
             failures.append((name, given))
         else:
             jobs.append(TrackJob(name, video, folder, settings, tracking, **given, resize_mask=resize_mask))
-    return _tracking_plan("track", folder, settings, tracking, jobs, failures=tuple(failures))
+    return tracking_plan("track", folder, settings, tracking, jobs, failures=tuple(failures))
 
 
 def _objects_of(
@@ -345,148 +338,10 @@ def _objects_of(
     return [c if isinstance(c, str) else {"chosen": c} for c in chosen]
 
 
-def eval_plan(
-    *, output: Path | None, settings: Settings, data: str, names: tuple[str, ...], protocol: str | None
-) -> Plan:
-    """`unspool eval tracking --data KIND:PATH`: one job per sequence, scores over all of them."""
-    kind, colon, path = data.partition(":")
-    years = {"davis17": 2017, "davis16": 2016}
-    if kind not in years or not colon:
-        raise UsageError(f"--data {data}: expected KIND:PATH, KIND one of {', '.join(years)}")
-    root = Path(path)
-    if not root.is_dir():
-        raise UsageError(f"--data {data}: no such folder {root}")
-    protocol = protocol_named(protocol or {"davis17": "davis17-semi", "davis16": "davis16-official"}[kind])
-    folder = output or Path(f"unspool-eval-{kind}-{safe_name(settings.model)}")
-    tracking = _tracking_record(settings)
-    jobs = [
-        TrackJob(s.name, str(s.frames), folder, settings, tracking, sequence=s, protocol=protocol)
-        for s in davis(root, year=years[kind], names=names)
-    ]
-    config = {"data": kind, "protocol": protocol}
-    finish = partial(_finish_eval, jobs, protocol)
-    return _tracking_plan("eval tracking", folder, settings, tracking, jobs, finish=finish, config=config)
-
-
-def _finish_eval(jobs: Sequence[TrackJob], protocol: str, folder: Path, done: Sequence[Json]) -> str:
-    """Scores over all sequences that are done, and their masks in the layout of the official tools."""
-    records = {entry["name"]: entry["per_frame"] for entry in done}
-    sequences = [job.sequence for job in jobs if job.sequence is not None and job.name in records]
-    for sequence in sequences:
-        link_official(folder, sequence.name, sequence.frame_names)
-    scored = [from_record(s.name, records[s.name]) for s in sequences]
-    still = [score_standing_still(s.name, s.truth, protocol) for s in sequences]
-    missing = [job.name for job in jobs if job.name not in records]
-    return _write_scores(folder, score_table(scored, protocol, still, missing=missing))
-
-
-def link_official(folder: Path, name: str, frame_names: Sequence[str]) -> None:
-    """`davis/SEQ/FRAME.png`: the same masks under the data set's own frame names."""
-    target = folder / "davis" / name
-    target.mkdir(parents=True, exist_ok=True)
-    for mask, frame in zip(masks_written(folder, name, len(frame_names)), frame_names, strict=True):
-        link = target / f"{frame}.png"
-        if link.exists() and link.samefile(mask):
-            continue
-        with written_whole(link) as part:
-            part.unlink(missing_ok=True)
-            try:
-                part.hardlink_to(mask)
-            except OSError:  # a file system without hard links
-                shutil.copyfile(mask, part)
-
-
-def _write_scores(folder: Path, table: Json) -> str:
-    write_json(folder / "scores.json", table)
-    with written_whole(folder / "scores.csv") as part:
-        part.write_text(score_csv(table), "utf-8")
-    return sentence(table)
-
-
-def score_plan(*, output: Path | None, pred: Path, truth: Path, protocol: str | None) -> Plan:
-    """`unspool eval tracking --pred DIR --truth DIR`: masks made elsewhere; no encoder, no frames."""
-    protocol = protocol_named(protocol or "davis17-semi")
-    folder = output or Path(f"unspool-eval-{safe_name(pred.resolve().name)}")
-    jobs = [ScoreJob(p.name, p.prediction, p.truth, protocol) for p in mask_trees(pred, truth)]
-    config = {"pred": str(pred.resolve()), "truth": str(truth.resolve()), "protocol": protocol}
-    finish = partial(_finish_scores, [job.name for job in jobs], protocol)
-    return Plan("eval tracking", folder, config, jobs, score_masks, finish=finish)
-
-
-def demo_plan(*, output: Path | None, settings: Settings) -> Plan:
-    """`unspool demo`: a rendered clip with known truth, tracked and scored; needs no file and no network."""
-    folder = output or Path("unspool-demo")
-    tracking = _tracking_record(settings)
-    job = DemoJob("rendered", folder, settings, tracking)
-    plan = _tracking_plan("demo", folder, settings, tracking, [job])
-    finish = partial(_finish_demo, job)
-    return replace(plan, work=demo_video, finish=finish)
-
-
-@dataclass(frozen=True)
-class DemoJob:
-    """The rendered clip."""
-
-    name: str
-    folder: Path
-    settings: Settings
-    tracking: Json
-
-    @property
-    def identity(self) -> Json:
-        """Nothing but the seed decides the clip, and that is a setting."""
-        return {}
-
-
-def demo_video(job: DemoJob, report: Report, stop: Stop) -> Json:
-    """Render the clip, its first mask and its truth to files as a user would have them, and track it."""
-    report({"event": "note", "text": "rendering a clip of which every mask is known"})
-    sequence = _render(job)
-    done = track_video(_demo_track(job, sequence), report, stop)
-    return done | {"identity": job.identity}
-
-
-def _demo_track(job: DemoJob, sequence: VosSequence) -> TrackJob:
-    return TrackJob(
-        job.name, str(sequence.frames), job.folder, job.settings, job.tracking,
-        sequence=sequence, protocol=DEMO_PROTOCOL,
-    )  # fmt: skip
-
-
-MOST_IDS = 254  # of the layout of DAVIS: 8 bits, less background and void
-DEMO_PROTOCOL = "davis17-semi"
-
-
-def _render(job: DemoJob) -> VosSequence:
-    clip = RenderedClip(demo_scene(job.settings.seed))
-    home = job.folder / "input"
-    (home / "truth").mkdir(parents=True, exist_ok=True)
-    truth = tuple(home / "truth" / f"{t:05d}.png" for t in range(len(clip)))
-    video = home / "clip.mp4"
-    height, width, times = clip.video.height, clip.video.width, clip.video.times
-    with VideoWriter(video, height=height, width=width, times=times, crf=16) as writer:
-        for t, path in enumerate(truth):
-            writer.write(clip.image(t))
-            write_mask(path, clip.labels(t))
-    write_mask(home / "first.png", clip.labels(0))
-    return VosSequence(job.name, video, truth)
-
-
-def _finish_demo(job: DemoJob, folder: Path, done: Sequence[Json]) -> str:
-    home = folder / "input"
-    truth = sorted((home / "truth").glob("*.png"))
-    scored = [from_record(entry["name"], entry["per_frame"]) for entry in done]
-    still = [score_standing_still(job.name, truth, DEMO_PROTOCOL)]
-    line = _write_scores(folder, score_table(scored, DEMO_PROTOCOL, still))
-    clip = str(home / "clip.mp4")
-    own = shlex.join(["unspool", "track", clip, "--mask", str(home / "first.png")])
-    cut = shlex.join(["unspool", "segment", clip])
-    return f"{line}\nThe same with files, as you would with your own: {own}\nWithout a mask: {cut}"
-
-
-def _tracking_plan(
+def tracking_plan(
     verb: str, folder: Path, settings: Settings, tracking: Json, jobs: Sequence[Any], **more: Any
 ) -> Plan:
+    """A plan whose jobs carry labels: `jobs`, `more` of its fields, and what goes into `run.json`."""
     config = {
         "model": settings.model,
         "preset": settings.preset,
@@ -500,9 +355,7 @@ def _tracking_plan(
     return Plan(verb, folder, config, jobs, track_video, model=model, estimate=estimate, **more)
 
 
-def _estimate(
-    settings: Settings, tracking: Json, jobs: Sequence[TrackJob | DemoJob], workers: int
-) -> Estimate:
+def _estimate(settings: Settings, tracking: Json, jobs: Sequence[Any], workers: int) -> Estimate:
     """Frames, time and peak memory in one line: one frame is encoded, the rest is arithmetic.
 
     Raises UsageError naming the least memory that works where the settings allow less.
@@ -510,13 +363,13 @@ def _estimate(
     from unspool.tracking import Tracking, cost, with_settings  # noqa: PLC0415
 
     how, encoder = with_settings(Tracking(), tracking), _encoder_of(settings, tracking)
-    if any(isinstance(job, TrackJob) and job.source == STDIN for job in jobs):
+    if any(getattr(job, "source", None) == STDIN for job in jobs):
         return Estimate(f"{encoder.name}: a stream, of unknown size and length")  # it can be read only once
     measured: dict[tuple[int, int], tuple[float, Needs]] = {}
     frames, seconds, unreadable = 0, [0.0], []
     for job in jobs:
         try:
-            with warnings.catch_warnings(action="ignore"), _frames_of(job) as video:
+            with warnings.catch_warnings(action="ignore"), job.frames() as video:
                 count, size = len(video), (video.height, video.width)
                 if size not in measured:
                     measured[size] = cost(video, encoder, how)
@@ -547,49 +400,3 @@ def _peak(size: tuple[int, int], need: Needs, settings: Settings) -> int:
 
 def _shared(settings: Settings) -> str:
     return f" in {settings.processes} processes" if settings.processes > 1 else ""
-
-
-def _frames_of(job: TrackJob | DemoJob) -> Any:
-    """The job's video; a rendered clip is as large as it will be."""
-    return (
-        RenderedClip(demo_scene(job.settings.seed)).video
-        if isinstance(job, DemoJob)
-        else open_video(job.source)
-    )
-
-
-@dataclass(frozen=True)
-class ScoreJob:
-    """Predicted and true masks of one sequence."""
-
-    name: str
-    prediction: tuple[Path | None, ...]
-    truth: tuple[Path, ...]
-    protocol: str
-
-    @property
-    def identity(self) -> Json:
-        """Scores are always computed anew: never reuse a table without looking at the masks."""
-        return {}
-
-
-def score_masks(job: ScoreJob, report: Report, stop: Stop) -> Json:
-    """Score one sequence; returns its entry of `run.json`."""
-    started = perf_counter()
-    scored = score_sequence(job.name, job.prediction, job.truth, job.protocol)
-    seconds = perf_counter() - started
-    return {
-        "name": job.name,
-        "frames": len(job.truth),
-        "seconds": round(seconds, 3),
-        "frames_per_second": round(len(job.truth) / seconds, 1),
-        "scores": video_scores(scored),
-        "per_frame": to_record(scored),
-    }
-
-
-def _finish_scores(names: Sequence[str], protocol: str, folder: Path, done: Sequence[Json]) -> str:
-    records = {entry["name"]: entry["per_frame"] for entry in done}
-    scored = [from_record(name, records[name]) for name in names if name in records]
-    missing = [name for name in names if name not in records]
-    return _write_scores(folder, score_table(scored, protocol, missing=missing))

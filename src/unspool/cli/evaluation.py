@@ -1,0 +1,353 @@
+"""`unspool eval ...`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from unspool.cli.options import MODEL, RUNTIME, ModelOptions, RunOptions, SegmentOptions, run_plan
+from unspool.errors import UsageError
+
+evaluate = App(
+    name="eval",
+    help="Measure encoders and masks with the protocols of the literature.",
+    default_parameter=Parameter(negative=()),
+)
+
+
+@evaluate.command(name="tracking")
+def eval_tracking(
+    *,
+    data: str | None = None,
+    sequences: list[str] | None = None,
+    pred: Path | None = None,
+    truth: Path | None = None,
+    protocol: str | None = None,
+    raft: Path | None = None,
+    model: ModelOptions = ModelOptions(),
+    run: RunOptions = RunOptions(),
+) -> int:
+    """Score label propagation on a data set, or masks that were made elsewhere.
+
+    Example: `unspool eval tracking --data davis17:DAVIS --model dino-vits16 --preset dino`
+
+    Example: `unspool eval tracking --pred masks/ --truth DAVIS/Annotations/480p`
+
+    Parameters
+    ----------
+    data
+        KIND:PATH. Kinds: `davis17` and `davis16`, the folder that holds ImageSets/.
+    sequences
+        Only these sequences of the data set.
+    pred
+        Folder of predicted label PNGs, `SEQUENCE/FRAME.png`; no encoder runs.
+    truth
+        Folder of true label PNGs of the same names.
+    protocol
+        davis17-semi (default of davis17 and of --pred), davis17-unsup, davis17-unsup-framewise,
+        davis16-official (default of davis16), davis16-allframes, davis16-pooled, vos-late; maskforward: the
+        foreground in steps of 0.1 to 0.8 s, repeated, along optical flow (extra `flow`), by features.
+    raft
+        maskforward: weights of torchvision's raft_large, to carry masks along RAFT's flow too.
+    """
+    from unspool.verbs import scoring as verbs
+
+    if (pred is None) != (truth is None):
+        raise UsageError("--pred and --truth belong together: predictions and truth, both as folders of PNGs")
+    if (pred is None) == (data is None):
+        raise UsageError("give either --data KIND:PATH (an encoder tracks it), or --pred and --truth")
+    if pred is not None and truth is not None:
+        return run_plan(verbs.score_plan, run, None, pred=pred, truth=truth, protocol=protocol)
+    if protocol == "maskforward" and data is not None:
+        from unspool.verbs.maskforward import maskforward_plan
+
+        if unused := [n for n in ("preset", "settings", "config", "memory") if getattr(model, n) is not None]:
+            raise UsageError(f"--protocol maskforward takes no --{unused[0].replace('settings', 'set')}")
+        return run_plan(
+            maskforward_plan,
+            run,
+            None,
+            data=data,
+            names=tuple(sequences or ()),
+            raft=raft,
+            options=model.given(),
+        )
+    return run_plan(verbs.eval_plan, run, model, data=data, names=tuple(sequences or ()), protocol=protocol)
+
+
+@evaluate.command(name="discovery")
+def eval_discovery(
+    *,
+    data: str | None = None,
+    sequences: list[str] | None = None,
+    pred: Path | None = None,
+    truth: Path | None = None,
+    protocol: list[str] | None = None,
+    foreground: list[str] | None = None,
+    minimum_size: float = 0.0,
+    largest: int = 0,
+    fill_holes: bool = False,
+    options: SegmentOptions = SegmentOptions(),
+    run: RunOptions = RunOptions(),
+) -> int:
+    """Score segmentations made without labels on a data set, or masks that were made elsewhere.
+
+    Example: `unspool eval discovery --data davis17:DAVIS --model correlator.safetensors`
+
+    Example: `unspool eval discovery --data rendered:8 --protocol fg-ari-video --protocol miou-frame`
+
+    Example: `unspool eval discovery --pred masks/ --truth truth/ --protocol davis17-unsup`
+
+    Parameters
+    ----------
+    data
+        KIND:PATH. Kinds: `davis17`, `davis16`, `ytvis19`, `movi-e`, `segtrack`, `fbms`; and `rendered:N`, so
+        many clips that are drawn here.
+    sequences
+        Only these videos of the data set.
+    pred
+        Folder of predicted label PNGs, `SEQUENCE/FRAME.png`; no model runs.
+    truth
+        Folder of true label PNGs of the same names.
+    protocol
+        Repeatable; docs/protocols.md lists them. Default: all that suit the data; davis17-unsup of --pred.
+    foreground
+        Who chooses the one cluster that davis16-* and segtrack-fbms score: label-free, oracle-frame,
+        oracle-video, given (every id of the masks). Default: the first three, apart; given with --pred.
+    minimum_size
+        Drop clusters that nowhere cover this share of a frame, 0..1. Default: 0, which drops none.
+    largest
+        Keep so many clusters of a video, the largest. Default: 0, which keeps all.
+    fill_holes
+        Let a cluster have the gaps that it encloses.
+    """
+    from unspool.verbs import discovery as verbs
+    from unspool.verbs.segment import resolve_segment_settings
+
+    if (pred is None) != (truth is None):
+        raise UsageError("--pred and --truth belong together: predictions and truth, both as folders of PNGs")
+    if (pred is None) == (data is None):
+        raise UsageError("give either --data KIND:PATH (which is segmented), or --pred and --truth")
+    shared = {"protocols": protocol, "foregrounds": foreground}
+    if pred is not None:
+        return run_plan(verbs.score_plan, run, None, pred=pred, truth=truth, **shared)
+    settings = resolve_segment_settings(
+        options.given(), options.config, options.settings or [], workers=max(1, run.workers)
+    )
+    return run_plan(
+        verbs.discovery_plan,
+        run,
+        None,
+        settings=settings,
+        data=data,
+        names=tuple(sequences or ()),
+        steps={"minimum_size": minimum_size, "largest": largest, "fill_holes": fill_holes},
+        **shared,
+    )
+
+
+@evaluate.command(name="clustering")
+def eval_clustering(
+    *,
+    data: str,
+    model: Annotated[str, Parameter(group=MODEL)] = "dul-small",
+    before: Annotated[str | None, Parameter(group=MODEL)] = None,
+    resolution: Annotated[int | None, Parameter(group=MODEL)] = None,
+    sequences: list[str] | None = None,
+    protocol: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    clusters: int | None = None,
+    seeds: int = 5,
+    sample: int = 0,
+    frames: int | None = None,
+    device: Annotated[str, Parameter(group=RUNTIME)] = "auto",
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], Parameter(group=RUNTIME)] = "fp32",
+    seed: Annotated[int, Parameter(group=RUNTIME)] = 0,
+    run: RunOptions = RunOptions(),
+) -> int:
+    """Cluster the features of an encoder, match clusters to classes, and score them.
+
+    Example: `unspool eval clustering --data davis17:DAVIS --model dino-vits16 --protocol cluster-clip`
+
+    Example: `unspool eval clustering --data rendered:20 --model runs/b --before dino-vits16`
+
+    Parameters
+    ----------
+    data
+        KIND:PATH. Kinds: davis17, ytvos, visor (in DAVIS's layout), voc, rendered (rendered:N, N clips).
+    model
+        Encoder: a name (see `unspool models`), a checkpoint file, or a training result.
+    before
+        A second encoder, e.g. that before tuning, shown beside the first.
+    resolution
+        Side of the encoder's square input, px. Default: 224 (voc: 448).
+    sequences
+        Only these videos or images.
+    protocol
+        cluster-frame, cluster-clip, cluster-dataset (f, c, d for short), overcluster-frame, -clip, -dataset,
+        cluster-voc-k21, overcluster-voc-k500. Default: all that suit the data.
+    clusters
+        K. Default: as many as ids in the truth (cluster-...), the publication's number (overcluster-...).
+    seeds
+        How often k-means is run; the mean and standard deviation are given.
+    sample
+        Points per cluster that centres are fitted to; 0: all. The published code: 256.
+    frames
+        Frames of a clip. Default: 16 (ytvos, visor: 4).
+    device
+        auto, cpu, cuda, cuda:1 or mps.
+    precision
+        Arithmetic of the encoder.
+    seed
+        Seed of randomly initialised encoders.
+    """
+    from unspool.verbs import clustering as verbs
+
+    return run_plan(
+        verbs.clustering_plan, run, None, data=data, encoder=model, before=before, resolution=resolution,
+        names=tuple(sequences or ()), protocols=protocol or (), clusters=clusters, seeds=seeds, sample=sample,
+        frames=frames, device=device, precision=precision, seed=seed,
+    )  # fmt: skip
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class EncoderOptions:
+    """Which features, where no labels travel."""
+
+    model: Annotated[str | None, Parameter(group=MODEL)] = None
+    "Encoder: a name (see `unspool models`) or a checkpoint file. Default: random-resnet18."
+    resolution: Annotated[int | None, Parameter(group=MODEL)] = None
+    "Side of the square that the encoder sees, px. Default: the protocol's."
+    device: Annotated[str | None, Parameter(group=RUNTIME)] = None
+    "auto, cpu, cuda, cuda:1 or mps. Default: auto."
+    precision: Annotated[Literal["fp32", "bf16", "fp16"] | None, Parameter(group=RUNTIME)] = None
+    "Arithmetic of the encoder. Default: fp32."
+    seed: Annotated[int | None, Parameter(group=RUNTIME)] = None
+    "Seed of everything random. Default: the protocol's."
+
+    def settings(self) -> Any:
+        """What stood on the command line, the rest by default."""
+        from unspool.verbs.heads import Settings
+
+        names = ("model", "resolution", "device", "precision", "seed")
+        return Settings(**{n: getattr(self, n) for n in names if getattr(self, n) is not None})
+
+
+@evaluate.command(name="linear")
+def eval_linear(
+    *,
+    data: str,
+    recipe: str = "leopart-linear",
+    views: int | None = None,
+    epochs: int | None = None,
+    encoder: EncoderOptions = EncoderOptions(),
+    run: RunOptions = RunOptions(),
+) -> int:
+    """Train a small head on frozen features of labelled pictures, and score it on others.
+
+    Features are kept in the cache, so that a second head costs only its own training.
+
+    Example: `unspool eval linear --data rendered:50 --model dino-vits16`
+
+    Example: `unspool eval linear --data rendered:50 --recipe leopart-fcn`
+
+    Parameters
+    ----------
+    data
+        KIND:WHERE. Kinds: `rendered`, N rendered pictures to learn from and N to be scored.
+    recipe
+        leopart-linear, leopart-fcn (random cuts, scored at 448x448, all classes), timet-linear, timet-fcn
+        (whole pictures, scored at 100x100, classes that the truth has).
+    views
+        Random cuts of every picture that are encoded and kept; published: one an epoch. Default: 4.
+    epochs
+        Default: the recipe's.
+    """
+    from unspool.verbs import heads
+
+    settings = encoder.settings()
+    return run_plan(
+        heads.linear_plan, run, None, settings=settings, data=data, recipe=recipe, views=views,
+        epochs=epochs,
+    )  # fmt: skip
+
+
+@evaluate.command(name="salient")
+def eval_salient(
+    *,
+    data: str,
+    recipe: str = "leopart",
+    clusters: int | None = None,
+    attention: str | None = None,
+    encoder: EncoderOptions = EncoderOptions(),
+    run: RunOptions = RunOptions(),
+) -> int:
+    """Find what stands out in pictures or frames by clusters that attention marks (CBFE), and score it.
+
+    Prints the score with a threshold chosen on the truth of training pictures, and without any truth.
+
+    Example: `unspool eval salient --data rendered:50 --model dino-vits16`
+
+    Example: `unspool eval salient --data davis17:DAVIS --model dino-vits16 --recipe timet`
+
+    Parameters
+    ----------
+    data
+        KIND:WHERE. Kinds: `rendered`, N rendered pictures to choose the threshold on and N to be scored;
+        `rendered-clips`, likewise all frames of N clips; `davis17`, all frames of the two lists.
+    recipe
+        leopart (200 clusters of both splits together) or timet (300, of each split on its own).
+    clusters
+        How many. Default: the recipe's.
+    attention
+        Encoder whose attention marks the foreground; needed where the encoder is no ViT. Default: its own.
+    """
+    from unspool.verbs import heads
+
+    settings = encoder.settings()
+    return run_plan(
+        heads.salient_plan, run, None, settings=settings, data=data, recipe=recipe, clusters=clusters,
+        attention=attention,
+    )  # fmt: skip
+
+
+@evaluate.command(name="incontext")
+def eval_incontext(
+    *,
+    data: str,
+    rows: int = 1_024_000,
+    passes: int = 1,
+    neighbours: int = 30,
+    search: Literal["exact", "faiss", "faiss-approximate"] = "exact",
+    encoder: EncoderOptions = EncoderOptions(),
+    run: RunOptions = RunOptions(),
+) -> int:
+    """Look up the labels of pictures in a memory of labelled patches, without training.
+
+    Example: `unspool eval incontext --data rendered:50 --model dino-vits16`
+
+    Example: `unspool eval incontext --data rendered:50 --rows 102400 --passes 2`
+
+    Parameters
+    ----------
+    data
+        KIND:WHERE. Kinds: `rendered`, N rendered pictures to remember and N to be scored.
+    rows
+        Patches in the memory, those with rare classes first; 0: all. Published: 102400 to 10240000.
+    passes
+        Over the pictures to remember, each with other cuts and colours. Published: 2.
+    neighbours
+        Patches that vote.
+    search
+        How they are found; faiss, an extra, searches on the CPU.
+    """
+    from unspool.verbs import heads
+
+    settings = encoder.settings()
+    return run_plan(
+        heads.incontext_plan, run, None, settings=settings, data=data, rows=rows, passes=passes,
+        neighbours=neighbours, search=search,
+    )  # fmt: skip

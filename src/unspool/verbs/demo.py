@@ -1,0 +1,100 @@
+"""`unspool demo`: a rendered clip of which every mask is known, tracked and scored; offline."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unspool.data.vos import VosSequence
+from unspool.jobs import Plan, Report, Stop
+from unspool.masks import write_mask
+from unspool.protocols.tracking import (
+    from_record,
+    score_standing_still,
+    score_table,
+)
+from unspool.rendered import RenderedClip, demo_scene
+from unspool.results import Json
+from unspool.verbs.scoring import write_scores
+from unspool.verbs.track import Settings, TrackJob, track_video, tracking_plan, tracking_record
+from unspool.video import VideoWriter
+
+if TYPE_CHECKING:
+    pass
+
+DEMO_PROTOCOL = "davis17-semi"
+
+
+def demo_plan(*, output: Path | None, settings: Settings) -> Plan:
+    """`unspool demo`: a rendered clip with known truth, tracked and scored; needs no file and no network."""
+    folder = output or Path("unspool-demo")
+    tracking = tracking_record(settings)
+    job = DemoJob("rendered", folder, settings, tracking)
+    plan = tracking_plan("demo", folder, settings, tracking, [job])
+    finish = partial(_finish_demo, job)
+    return replace(plan, work=demo_video, finish=finish)
+
+
+@dataclass(frozen=True)
+class DemoJob:
+    """The rendered clip."""
+
+    name: str
+    folder: Path
+    settings: Settings
+    tracking: Json
+
+    @property
+    def identity(self) -> Json:
+        """Nothing but the seed decides the clip, and that is a setting."""
+        return {}
+
+    def frames(self) -> Any:
+        """As large and as many as they will be."""
+        return RenderedClip(demo_scene(self.settings.seed)).video
+
+
+def demo_video(job: DemoJob, report: Report, stop: Stop) -> Json:
+    """Render the clip, its first mask and its truth to files as a user would have them, and track it."""
+    report({"event": "note", "text": "rendering a clip of which every mask is known"})
+    sequence = _render(job)
+    done = track_video(_demo_track(job, sequence), report, stop)
+    return done | {"identity": job.identity}
+
+
+def _demo_track(job: DemoJob, sequence: VosSequence) -> TrackJob:
+    return TrackJob(
+        job.name, str(sequence.frames), job.folder, job.settings, job.tracking,
+        sequence=sequence, protocol=DEMO_PROTOCOL,
+    )  # fmt: skip
+
+
+def _render(job: DemoJob) -> VosSequence:
+    clip = RenderedClip(demo_scene(job.settings.seed))
+    home = job.folder / "input"
+    (home / "truth").mkdir(parents=True, exist_ok=True)
+    truth = tuple(home / "truth" / f"{t:05d}.png" for t in range(len(clip)))
+    video = home / "clip.mp4"
+    height, width, times = clip.video.height, clip.video.width, clip.video.times
+    with VideoWriter(video, height=height, width=width, times=times, crf=16) as writer:
+        for t, path in enumerate(truth):
+            writer.write(clip.image(t))
+            write_mask(path, clip.labels(t))
+    write_mask(home / "first.png", clip.labels(0))
+    return VosSequence(job.name, video, truth)
+
+
+def _finish_demo(job: DemoJob, folder: Path, done: Sequence[Json]) -> str:
+    home = folder / "input"
+    truth = sorted((home / "truth").glob("*.png"))
+    scored = [from_record(entry["name"], entry["per_frame"]) for entry in done]
+    still = [score_standing_still(job.name, truth, DEMO_PROTOCOL)]
+    line = write_scores(folder, score_table(scored, DEMO_PROTOCOL, still))
+    clip = str(home / "clip.mp4")
+    own = shlex.join(["unspool", "track", clip, "--mask", str(home / "first.png")])
+    cut = shlex.join(["unspool", "segment", clip])
+    return f"{line}\nThe same with files, as you would with your own: {own}\nWithout a mask: {cut}"
