@@ -43,6 +43,7 @@ class Config:
     features: str = "auto"  # of the encoder; auto: `keys` of a ViT's last block (decision 1), else `tokens`
     heads: int = 8
     layers: int = 1
+    likeness: float = 0.0  # attention starts as softmax(likeness * q.k) of the tokens themselves; 0: random (ours)
     temporal_embedding: int = 0  # frames of the learnt pe; 0: none (decision 3)
     class_token: bool = False  # whether the class token joins each frame in training (decision 2)
     dropout: tuple[float, float] = (0.4, 0.1)  # of attention; of projection and MLP
@@ -72,6 +73,7 @@ class Config:
         for name, valid in (
             ("heads", self.heads >= 1),
             ("layers", self.layers >= 1),
+            ("likeness", self.likeness >= 0),
             ("temporal_embedding", self.temporal_embedding >= 0),
             ("dropout", all(0 <= p < 1 for p in self.dropout)),
             ("form", self.form in ("code", "paper")),
@@ -139,12 +141,27 @@ def build(config: Config, encoder: Encoder | None = None, ranks: Ranks = ALONE) 
     module: Any = encoder
     module.requires_grad_(False)
     learner = Learner(config, encoder)
+    if config.likeness:
+        start_alike(learner, config.likeness)
     if not config.semantic and config.motion_map == "attention":  # F_v teaches nothing then
         last = learner.blocks[-1]
         for part in (last.attn["proj"], last.norm2, last.mlp):
             part.requires_grad_(False)  # processes would wait for its gradients
     learner.train()
     return learner
+
+
+@torch.no_grad()
+def start_alike(learner: Learner, likeness: float) -> None:
+    """Queries and keys of every block are the same multiple of its tokens.
+
+    Where positives are what attention already picks (Eq. 4), a random start may settle on places in the frame;
+    this one begins with things that look alike. Ours.
+    """
+    for block in learner.blocks:
+        queries, keys, _ = block.attn["qkv"].weight.chunk(3)
+        for each in (queries, keys):
+            each.copy_(math.sqrt(likeness) * torch.eye(len(each)))
 
 
 def encoder_of(module: Learner) -> Correlator:
