@@ -18,7 +18,7 @@ SIDE = 32
 class Noise:
     """Pictures that cost nothing; counts how often one is looked at."""
 
-    kind, classes, digest = "noise", 3, "a"
+    kind, split, classes, digest = "noise", "val", 3, "a"
 
     def __init__(self, count: int = 3) -> None:
         self.count, self.read = count, 0

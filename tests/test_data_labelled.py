@@ -17,6 +17,7 @@ from unspool.data.labelled import (
     labelled_voc,
     labelled_ytvos,
 )
+from unspool.data.pictures import pictures
 from unspool.errors import DataError, UsageError
 from unspool.masks import write_mask
 
@@ -241,3 +242,81 @@ def test_ids_become_categories_without_colliding() -> None:
 def test_an_id_without_category_is_refused() -> None:
     with pytest.raises(DataError, match=r"ids \[4\] have no category"):
         as_categories(np.array([0, 4]), {1: 2})
+
+
+# ------------------------------------------------------------------------- what heads learn from and are scored on
+
+
+def augmented_voc(root: Path, images: str, lists: str, called: str) -> Path:
+    """train holds one image, trainaug two; the masks of trainaug are plain grey."""
+    voc_tree(root, images, lists)
+    text(root / lists / "train.txt", "2007_000032\n")
+    text(root / lists / f"{called}.txt", "2007_000032\n2008_000002\n")
+    for name in ("2007_000032", "2008_000002"):
+        picture(root / images / f"{name}.jpg")
+        (root / "SegmentationClassAug").mkdir(exist_ok=True)
+        labels = np.full((HEIGHT, WIDTH), 20, np.uint8)
+        labels[0] = 255
+        Image.fromarray(labels).save(root / "SegmentationClassAug" / f"{name}.png")
+    mask(root / "SegmentationClass/2007_000032.png", 1, 255)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("images", "lists", "called"),
+    [("images", "sets", "trainaug"), ("JPEGImages", "ImageSets/Segmentation", "train_aug")],
+)
+def test_voc_is_learnt_from_with_the_augmented_masks(
+    tmp_path: Path, images: str, lists: str, called: str
+) -> None:
+    content = labelled_voc(augmented_voc(tmp_path, images, lists, called), split="train")
+    assert (content.split, len(content.videos)) == (called, 2)
+    assert np.unique(content.videos[0].read()[1]).tolist() == [20, 255]
+
+
+def test_voc_without_the_augmented_masks_is_learnt_from_as_published(tmp_path: Path) -> None:
+    root = augmented_voc(tmp_path, "images", "sets", "trainaug")
+    (root / "sets/trainaug.txt").unlink()
+    content = labelled_voc(root, split="train")
+    assert (content.split, len(content.videos)) == ("train", 1)
+    assert np.unique(content.videos[0].read()[1]).tolist() == [0, 1, 255]
+    (root / "SegmentationClass/2007_000032.png").unlink()  # leopart's copy has those of train elsewhere
+    assert labelled_voc(root, split="train").videos[0].truth[0].parent.name == "SegmentationClassAug"
+
+
+def test_a_half_unpacked_voc_names_the_first_file_that_is_missing(tmp_path: Path) -> None:
+    root = augmented_voc(tmp_path, "images", "sets", "trainaug")
+    (root / "SegmentationClassAug/2008_000002.png").unlink()
+    with pytest.raises(DataError, match=r"SegmentationClassAug/2008_000002\.png: not found.*unpack"):
+        labelled_voc(root, split="train")
+
+
+def test_pictures_of_voc_have_their_own_sizes_and_keep_void(tmp_path: Path) -> None:
+    root = augmented_voc(tmp_path, "images", "sets", "trainaug")
+    picture(root / "images/2007_000042.jpg", HEIGHT + 4, WIDTH)
+    Image.fromarray(np.full((HEIGHT + 4, WIDTH), 255, np.uint8)).save(
+        root / "SegmentationClass/2007_000042.png"
+    )
+    found = pictures(f"voc:{root}")
+    assert [(found[s].split, len(found[s]), found[s].classes) for s in found] == [
+        ("trainaug", 2, 21),
+        ("val", 2, 21),
+    ]
+    assert [found["val"][i].labels.shape for i in (0, 1)] == [(HEIGHT, WIDTH), (HEIGHT + 4, WIDTH)]
+    assert (found["val"][1].labels == 255).all()
+    before = found["val"].digest
+    mask(root / "SegmentationClass/2007_000033.png", 3)
+    assert pictures(f"voc:{root}")["val"].digest != before
+
+
+def test_the_fifth_of_ytvos_that_is_scored_is_not_learnt_from(tmp_path: Path) -> None:
+    found = pictures(f"ytvos:{ytvos_tree(tmp_path)}")
+    assert [(len(found[s]), found[s].classes) for s in ("train", "val")] == [(24, 3), (6, 3)]
+    names = [{v.name for v in labelled_ytvos(tmp_path, split=s).videos} for s in ("train", "val")]  # type: ignore[arg-type]
+    assert not names[0] & names[1]
+
+
+@pytest.mark.parametrize("data", ["voc:nowhere", "coco:.", "rendered:0", "voc"])
+def test_other_data_are_refused_with_what_there_is(data: str) -> None:
+    with pytest.raises(UsageError, match="no such folder nowhere|KIND one of voc, ytvos"):
+        pictures(data)

@@ -67,7 +67,12 @@ def test_eval_salient_scores_with_and_without_truth(tmp_path: Path) -> None:
     vit = ("--model", "random-vits16")
     assert call(*SALIENT, *vit, "--data", "rendered:4", "-o", "a") == 0
     table = scores("a")
-    assert {"salient-jaccard", "salient-jaccard-label-free", "salient-bf", "cluster-k14-cbfe"} <= set(
+    assert {
+        "salient-jaccard",
+        "salient-jaccard-label-free",
+        "salient-bf",
+        "cluster-rendered-k14-cbfe",
+    } <= set(
         table["global"]  # type: ignore[call-overload]
     )
     assert "truth of the training pictures" in table["notes"]["salient-jaccard"]  # type: ignore[index]

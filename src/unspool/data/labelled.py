@@ -1,4 +1,6 @@
-"""Labelled video and images for clustering: DAVIS-2017, YouTube-VOS, VISOR, Pascal VOC 2012, rendered clips.
+"""Labelled video and images: DAVIS-2017, YouTube-VOS, VISOR, Pascal VOC 2012, rendered clips.
+
+Clustering reads whole videos; heads and memories read them picture by picture (`data/pictures.py`).
 
 Truth is sparse: what counts is a frame that has a mask, and both are paired by name, never by order. Ids of
 DAVIS and VISOR mean something only within their video; those of the others are classes.
@@ -26,8 +28,10 @@ from unspool.video.source import IMAGES, natural_key
 
 Pictures = UInt8[np.ndarray, "t h w 3"]
 Truth = Integer[np.ndarray, "t h w"]
-Split = Literal["train", "val"]
+Split = Literal["train", "val"]  # learnt from; scored
 
+RENDERED_CLASSES = {0: "background", **{number: kind for kind, number in SEMANTIC.items()}}
+VOC_AUGMENTED = ("trainaug", "train_aug")  # what copies call the list
 FIRST_RENDERED = 710_000  # seed; apart from those of training and of validation
 VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -119,6 +123,7 @@ class LabelledSet:
 
     videos: tuple[Clip | RenderedPart, ...]
     classes: Mapping[int, str]  # names by id; empty where ids are objects, local to their video
+    split: str = "val"  # as the record calls it
 
     @property
     def card(self) -> str:
@@ -165,51 +170,80 @@ def as_categories(
 # ---------------------------------------------------------------------------------------------- readers
 
 
-def labelled_davis(root: Path, names: tuple[str, ...] = ()) -> LabelledSet:
-    """DAVIS-2017 val. Its ids are objects of their video; 255 is void."""
-    sequences = davis(root, names=names)
+def labelled_davis(root: Path, names: tuple[str, ...] = (), split: Split = "val") -> LabelledSet:
+    """A list of DAVIS-2017. Its ids are objects of their video; 255 is void."""
+    sequences = davis(root, names=names, split=split)
     images = [{p.stem: p for p in s.frames.iterdir() if p.suffix.lower() in IMAGES} for s in sequences]
     videos = [
         Clip(s.name, tuple(found[n] for n in s.frame_names), s.truth)
         for s, found in zip(sequences, images, strict=True)
     ]
-    return LabelledSet(tuple(videos), {})
+    return LabelledSet(tuple(videos), {}, split)
 
 
-def labelled_visor(root: Path, names: tuple[str, ...] = ()) -> LabelledSet:
-    """VISOR val as `VISOR-VOS: visor_to_davis.py` leaves it: sparse masks, ids of their sequence."""
+def labelled_visor(root: Path, names: tuple[str, ...] = (), split: Split = "val") -> LabelledSet:
+    """A list of VISOR as `VISOR-VOS: visor_to_davis.py` leaves it: sparse masks, ids of their sequence."""
     listed = _list_of(
-        [root / "ImageSets" / year / "val.txt" for year in ("2022", "2017")],
+        [root / "ImageSets" / year / f"{split}.txt" for year in ("2022", "2017")],
         "VISOR tree in the layout of DAVIS (convert it with visor_to_davis.py of VISOR-VOS)",
     )
     chosen = _chosen(listed, names, root)
     images, masks = (root / part / "480p" for part in ("JPEGImages", "Annotations"))
-    return LabelledSet(tuple(_video(name, images / name, masks / name) for name in chosen), {})
+    return LabelledSet(tuple(_video(name, images / name, masks / name) for name in chosen), {}, split)
 
 
-def labelled_ytvos(root: Path, names: tuple[str, ...] = ()) -> LabelledSet:
-    """A fixed fifth of YouTube-VOS's training set, by category.
+def labelled_ytvos(root: Path, names: tuple[str, ...] = (), split: Split = "val") -> LabelledSet:
+    """A fixed fifth of YouTube-VOS's training set, or the rest of it (`train`), by category.
 
     Split: names sorted, shuffled with seed 0, the last 20 %; the publication's own split is not released.
     Categories: their names sorted over the whole meta file, from 1. `names` chooses from all videos.
     """
     home = root / "train" if (root / "train").is_dir() else root
-    described = _meta(home / "meta.json")
+    described = ytvos_meta(home / "meta.json")
     kinds = sorted({o["category"] for video in described.values() for o in video["objects"].values()})
     number = {category: id_ for id_, category in enumerate(kinds, start=1)}
-    every = sorted(described)
-    shuffled = random.Random(0).sample(every, len(every))
-    held_out = sorted(shuffled[int(0.8 * len(every)) :])
+    held_out = ytvos_fifth(described)
+    part = held_out if split == "val" else sorted(set(described) - set(held_out))
     videos = []
-    for name in _chosen(every, names, root) if names else held_out:
+    for name in _chosen(sorted(described), names, root) if names else part:
         objects = described[name]["objects"]
         table = {int(id_): number[o["category"]] for id_, o in objects.items()}
         videos.append(_video(name, home / "JPEGImages" / name, home / "Annotations" / name, categories=table))
-    return LabelledSet(tuple(videos), {0: "background", **{id_: kind for kind, id_ in number.items()}})
+    classes = {0: "background", **{id_: kind for kind, id_ in number.items()}}
+    return LabelledSet(tuple(videos), classes, split)
+
+
+def ytvos_fifth(videos: Iterable[str]) -> list[str]:
+    """The names that are held out: sorted, shuffled with seed 0, the last 20 %."""
+    every = sorted(videos)
+    return sorted(random.Random(0).sample(every, len(every))[int(0.8 * len(every)) :])
 
 
 def labelled_voc(root: Path, names: tuple[str, ...] = (), split: Split = "val") -> LabelledSet:
-    """Pascal VOC 2012, one image a clip, in its own layout or in that of leopart. 255 is void."""
+    """Pascal VOC 2012, one image a clip, in its own layout or in that of leopart. 255 is void.
+
+    Learnt from is trainaug, where its list and SegmentationClassAug are there, else train; `split` of the
+    set says which. Where a copy has the masks of train in SegmentationClassAug only, these are read.
+    """
+    home, lists, images = _voc_home(root, split)
+    augmented = home / "SegmentationClassAug"
+    called, masks = split, [home / "SegmentationClass"]
+    if split == "train":
+        lists_aug = [p for n in VOC_AUGMENTED if (p := lists / f"{n}.txt").exists()]
+        masks += [augmented]
+        if lists_aug and augmented.is_dir():
+            called, masks = lists_aug[0].stem, [augmented]
+    chosen = _chosen((lists / f"{called}.txt").read_text("utf-8").split(), names, root)
+    clips = [
+        _still(name, images / f"{name}.jpg", next((p for p in paths if p.is_file()), paths[0]))
+        for name in chosen
+        for paths in [[folder / f"{name}.png" for folder in masks]]
+    ]
+    return LabelledSet(tuple(clips), dict(enumerate(VOC_CLASSES)), called)
+
+
+def _voc_home(root: Path, split: str) -> tuple[Path, Path, Path]:
+    """The folder of the masks, of the lists, of the images. Raises DataError with what was looked for."""
     for home, lists, images in (
         (root / "VOCdevkit" / "VOC2012", "ImageSets/Segmentation", "JPEGImages"),
         (root / "VOC2012", "ImageSets/Segmentation", "JPEGImages"),
@@ -217,12 +251,8 @@ def labelled_voc(root: Path, names: tuple[str, ...] = (), split: Split = "val") 
         (root / "VOCSegmentation", "sets", "images"),
         (root, "sets", "images"),
     ):
-        if not (listing := home / lists / f"{split}.txt").exists():
-            continue
-        chosen = _chosen(listing.read_text("utf-8").split(), names, root)
-        pairs = [(name, home / images / f"{name}.jpg") for name in chosen]
-        clips = [_still(name, image, home / "SegmentationClass" / f"{name}.png") for name, image in pairs]
-        return LabelledSet(tuple(clips), dict(enumerate(VOC_CLASSES)))
+        if (home / lists / f"{split}.txt").exists():
+            return home, home / lists, home / images
     raise DataError(
         f"{root}: no Pascal VOC tree; found neither ImageSets/Segmentation/{split}.txt (VOCdevkit/VOC2012) "
         f"nor sets/{split}.txt (VOCSegmentation). Give the folder that holds one of them"
@@ -233,9 +263,7 @@ def labelled_rendered(number: int, frames: int = 16) -> LabelledSet:
     """Rendered clips that nothing is trained on; the classes are kinds of creatures."""
     drawn = [f.scene for f in scenes(number, size=(192, 320), frames=frames, fps=12) if f.scene]
     videos = [RenderedPart(replace(s, seed=FIRST_RENDERED + i), 0, frames) for i, s in enumerate(drawn)]
-    return LabelledSet(
-        tuple(videos), {0: "background", **{number: kind for kind, number in SEMANTIC.items()}}
-    )
+    return LabelledSet(tuple(videos), RENDERED_CLASSES)
 
 
 def _video(name: str, images: Path, masks: Path, categories: Mapping[int, int] | None = None) -> Clip:
@@ -277,7 +305,8 @@ def _chosen(listed: Iterable[str], names: tuple[str, ...], root: Path) -> list[s
     return list(names) or listed
 
 
-def _meta(path: Path) -> dict[str, Any]:
+def ytvos_meta(path: Path) -> dict[str, Any]:
+    """The videos of a meta.json of YouTube-VOS. Raises DataError for another file."""
     if not path.exists():
         raise DataError(
             f"{path}: not found; no YouTube-VOS tree. Give the folder that holds train/ with meta.json, "

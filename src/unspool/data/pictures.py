@@ -7,7 +7,7 @@ memories learn from `train`, scores are of `val`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -18,13 +18,18 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from unspool.data.augment import Augmentation, draw, place, place_labels, recolour
+from unspool.data.labelled import (
+    RENDERED_CLASSES,
+    LabelledSet,
+    RenderedPart,
+    Split,
+    labelled_davis,
+    labelled_visor,
+    labelled_voc,
+    labelled_ytvos,
+)
 from unspool.data.scenes import scenes
-from unspool.data.vos import davis, label_map
 from unspool.errors import DataError, UsageError
-from unspool.rendered import RenderedClip
-from unspool.rendered.creatures import SEMANTIC
-from unspool.video.source import place as place_of
-from unspool.video.stills import read
 
 FIRST_SEED = {"val": 750_000, "train": 800_000}  # of rendered pictures; training takes those from 1,000,000
 FRAMES = 12  # of the clips that rendered pictures are taken from; the middle one is the picture
@@ -41,7 +46,8 @@ class Pictures(Protocol):
     """A split of a data set."""
 
     kind: str  # names the protocols: `linear-KIND`
-    classes: int  # ids 0 to classes-1
+    split: str  # its name in the data set, e.g. trainaug
+    classes: int  # ids 0 to classes-1; 0: ids are objects of their video
     digest: str  # changes with what is in it
 
     def __len__(self) -> int:
@@ -51,66 +57,59 @@ class Pictures(Protocol):
         """One of them."""
 
 
-class RenderedPictures:
-    """The middle frame, or every frame, of `count` rendered scenes, labelled by the kinds of creatures."""
+class FramesOf:
+    """Every frame with truth of a labelled set, one picture each."""
 
-    classes = max(SEMANTIC.values()) + 1
-
-    def __init__(
-        self, count: int, split: str, *, every: bool = False, size: tuple[int, int] = (240, 320)
-    ) -> None:
-        self.kind = "rendered-clips" if every else "rendered"
-        self._frames = range(FRAMES) if every else range(FRAMES // 2, FRAMES // 2 + 1)
-        drawn = [f.scene for f in scenes(count, size=size, frames=FRAMES) if f.scene is not None]
-        first = FIRST_SEED[split]
-        self._scenes = [replace(scene, seed=first + number) for number, scene in enumerate(drawn)]
-        self.digest = hashlib.sha256(repr(self._scenes).encode()).hexdigest()[:16]
-
-    def __len__(self) -> int:
-        return len(self._scenes) * len(self._frames)
-
-    def __getitem__(self, index: int) -> Picture:
-        number, place = divmod(index, len(self._frames))
-        clip, frame = RenderedClip(self._scenes[number]), self._frames[place]
-        return Picture(clip.image(frame), clip.stage.semantic[clip.labels(frame)])
-
-
-class DavisPictures:
-    """Every frame of a list of DAVIS-2017; ids are objects of their own video, no classes."""
-
-    kind, classes = "davis17", 0
-
-    def __init__(self, root: Path, split: str) -> None:
-        self._frames = [
-            (Path(sequence.frames) / f"{name}.jpg", truth)
-            for sequence in davis(root, year=2017, split=split)
-            for name, truth in zip(sequence.frame_names, sequence.truth, strict=True)
-        ]
-        stamps = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for each in self._frames for p in each]
+    def __init__(self, kind: str, content: LabelledSet) -> None:
+        self.kind, self.split = kind, content.split
+        self._frames = [part for video in content.videos for part in video.parts(1)]
+        self.classes = max(content.classes, default=-1) + 1
+        stamps = [part.files or repr(part) for part in self._frames]
         self.digest = hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self._frames)
 
     def __getitem__(self, index: int) -> Picture:
-        image, truth = self._frames[index]
-        return Picture(read(place_of(str(image))), label_map(truth, merge=False))
+        images, truth = self._frames[index].read()
+        return Picture(images[0], truth[0])
+
+
+READERS: dict[str, Callable[..., LabelledSet]] = {
+    "voc": labelled_voc,
+    "ytvos": labelled_ytvos,
+    "davis17": labelled_davis,
+    "visor": labelled_visor,
+}
+SPLITS: tuple[Split, Split] = ("train", "val")
 
 
 def pictures(data: str) -> dict[str, Pictures]:
     """The splits of `KIND:WHERE`.
 
     `rendered:N`: N rendered pictures to learn from and N to be scored; `rendered-clips:N`: all frames of N
-    clips each; `davis17:ROOT`: all frames of its lists. Raises UsageError for another kind, DataError for a
-    folder that is no DAVIS.
+    clips each; KIND:ROOT, KIND one of READERS: all frames with truth. Raises UsageError for another kind or
+    a folder that is not there, DataError for one that is no such data set.
     """
     kind, _, where = data.partition(":")
-    if kind == "davis17" and where:
-        return {split: DavisPictures(Path(where), split) for split in FIRST_SEED}
+    if kind in READERS and where:
+        if not Path(where).is_dir():
+            raise UsageError(f"--data {data}: no such folder {where}")
+        return {split: FramesOf(kind, READERS[kind](Path(where), split=split)) for split in SPLITS}
     if kind not in ("rendered", "rendered-clips") or not where.isdecimal() or not int(where):
-        raise UsageError(f"--data {data}: expected KIND:WHERE, e.g. rendered:50 for 50 rendered pictures")
-    every = kind == "rendered-clips"
-    return {split: RenderedPictures(int(where), split, every=every) for split in FIRST_SEED}
+        raise UsageError(
+            f"--data {data}: expected KIND:WHERE, e.g. rendered:50 for 50 rendered pictures, or KIND:FOLDER, "
+            f"KIND one of {', '.join(READERS)}"
+        )
+    return {split: FramesOf(kind, _rendered(int(where), split, kind)) for split in SPLITS}
+
+
+def _rendered(count: int, split: Split, kind: str) -> LabelledSet:
+    """The middle frame, or every frame, of `count` rendered scenes, labelled by the kinds of creatures."""
+    start, length = (0, FRAMES) if kind == "rendered-clips" else (FRAMES // 2, 1)
+    drawn = [f.scene for f in scenes(count, size=(240, 320), frames=FRAMES) if f.scene is not None]
+    seeded = [replace(scene, seed=FIRST_SEED[split] + number) for number, scene in enumerate(drawn)]
+    return LabelledSet(tuple(RenderedPart(scene, start, length) for scene in seeded), RENDERED_CLASSES, split)
 
 
 # ------------------------------------------------------------------------------------------------ views

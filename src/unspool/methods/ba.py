@@ -43,7 +43,9 @@ class Config:
     features: str = "auto"  # of the encoder; auto: `keys` of a ViT's last block (decision 1), else `tokens`
     heads: int = 8
     layers: int = 1
-    likeness: float = 0.0  # attention starts as softmax(likeness * q.k) of the tokens themselves; 0: random (ours)
+    likeness: float = (
+        0.0  # attention starts as softmax(likeness * q.k) of the tokens themselves; 0: random (ours)
+    )
     temporal_embedding: int = 0  # frames of the learnt pe; 0: none (decision 3)
     class_token: bool = False  # whether the class token joins each frame in training (decision 2)
     dropout: tuple[float, float] = (0.4, 0.1)  # of attention; of projection and MLP

@@ -38,6 +38,7 @@ from unspool.verbs.heads.shared import (
     model_record,
     refuse_without_classes,
     show_pictures,
+    splits_of,
     write_scores,
 )
 
@@ -114,7 +115,7 @@ def incontext_plan(
     job = InContextJob("incontext", folder, settings, data, how)
     config = {
         "model": settings.model, "precision": settings.precision, "seed": settings.seed, "data": data,
-        "incontext": asdict(how),
+        "incontext": asdict(how), "splits": splits_of(sources),
     }  # fmt: skip
     return Plan(
         "eval incontext",
@@ -123,7 +124,7 @@ def incontext_plan(
         [job],
         look_up,
         model=partial(model_record, settings),
-        finish=partial(_finish, how, kind),
+        finish=partial(_finish, how, sources),
         estimate=partial(_estimate, settings, sources, how),
     )
 
@@ -191,9 +192,10 @@ def _predicted(
         yield number, enlarged(soft, (height, width), size)
 
 
-def _finish(how: InContext, kind: str, folder: Path, done: list[Json]) -> str:
+def _finish(how: InContext, sources: Mapping[str, Pictures], folder: Path, done: list[Json]) -> str:
     more = {"notes": NOTES, "memory_rows": done[0]["memory_rows"], "settings": asdict(how)}
-    return write_scores(folder, f"incontext-{kind}", done, "identity", **more)
+    more["splits"] = splits_of(sources)
+    return write_scores(folder, f"incontext-{sources['val'].kind}", done, "identity", **more)
 
 
 def _estimate(

@@ -36,6 +36,7 @@ from unspool.verbs.heads.shared import (
     model_record,
     refuse_without_classes,
     show_pictures,
+    splits_of,
     write_scores,
 )
 
@@ -77,7 +78,7 @@ def linear_plan(
     protocol = f"{how.head}-{kind}"
     config = {
         "model": settings.model, "precision": settings.precision, "seed": settings.seed, "data": data,
-        "protocol": protocol, "recipe": asdict(how),
+        "protocol": protocol, "recipe": asdict(how), "splits": splits_of(sources),
     }  # fmt: skip
     return Plan(
         "eval linear",
@@ -86,7 +87,7 @@ def linear_plan(
         [job],
         train_head,
         model=partial(model_record, settings),
-        finish=partial(_finish_linear, protocol, how),
+        finish=partial(_finish_linear, protocol, how, sources),
         estimate=partial(_estimate_linear, settings, sources, how),
     )
 
@@ -154,14 +155,16 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def _finish_linear(protocol: str, how: Recipe, folder: Path, done: list[Json]) -> str:
+def _finish_linear(
+    protocol: str, how: Recipe, sources: Mapping[str, Pictures], folder: Path, done: list[Json]
+) -> str:
     entry = done[0]
     notes = {
         "mIoU": "the head after the last epoch",
         "mIoU-best-on-val": "the head that was best on the scored pictures; it has seen their labels",
         "views": f"{how.views} of each picture in {how.epochs} epochs",
     }
-    more = {name: entry[name] for name in ("classes", "losses", "validated")}
+    more = {name: entry[name] for name in ("classes", "losses", "validated")} | {"splits": splits_of(sources)}
     return write_scores(folder, protocol, done, "mIoU", notes=notes, **more)
 
 

@@ -26,6 +26,7 @@ from unspool.verbs.heads.shared import (
     keep,
     model_record,
     show_pictures,
+    splits_of,
     write_scores,
 )
 
@@ -81,7 +82,7 @@ def salient_plan(
     job = SalientJob(recipe, folder, settings, data, how, attention)
     config = {
         "model": settings.model, "precision": settings.precision, "seed": settings.seed, "data": data,
-        "attention": attention, "recipe": asdict(how),
+        "attention": attention, "recipe": asdict(how), "splits": splits_of(sources),
     }  # fmt: skip
     return Plan(
         "eval salient",
@@ -90,7 +91,7 @@ def salient_plan(
         [job],
         extract_and_score,
         model=partial(_model, job),
-        finish=partial(_finish, how, kind),
+        finish=partial(_finish, how, sources),
         estimate=partial(_estimate, settings, sources, how),
     )
 
@@ -135,13 +136,15 @@ def extract_and_score(job: SalientJob, report: Report, stop: Stop) -> Json:
         foreground=True,
         extra={
             "identity": job.identity,
-            "measured": {name: round(value, 6) for name, value in _measured(found, truth).items()},
+            "measured": {
+                name: round(value, 6) for name, value in _measured(found, truth, sources["val"].kind).items()
+            },
             "thresholds": found.thresholds,
         },
     )
 
 
-def _measured(found: Extracted, truth: np.ndarray) -> dict[str, float]:
+def _measured(found: Extracted, truth: np.ndarray, kind: str) -> dict[str, float]:
     numbers = {
         "salient-jaccard": jaccard(found.tuned, truth),
         "salient-jaccard-label-free": jaccard(found.label_free, truth),
@@ -155,14 +158,15 @@ def _measured(found: Extracted, truth: np.ndarray) -> dict[str, float]:
         for maps in found.groups.values()
     ]
     if grouped:
-        name = f"cluster-k{found.classes}-cbfe"
+        name = f"cluster-{kind}-k{found.classes}-cbfe"
         numbers[name] = fmean(grouped)
         numbers[f"{name}-sd"] = stdev(grouped) if len(grouped) > 1 else 0.0
     return numbers
 
 
-def _finish(how: Extraction, kind: str, folder: Path, done: list[Json]) -> str:
-    more = {"notes": NOTES, "thresholds": done[0]["thresholds"], "clusters": how.clusters, "data": kind}
+def _finish(how: Extraction, sources: Mapping[str, Pictures], folder: Path, done: list[Json]) -> str:
+    more = {"notes": NOTES, "thresholds": done[0]["thresholds"], "clusters": how.clusters}
+    more |= {"data": sources["val"].kind, "splits": splits_of(sources)}
     return write_scores(folder, "salient-jaccard", done, "salient-jaccard", **more)
 
 

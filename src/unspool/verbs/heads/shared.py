@@ -58,7 +58,15 @@ def model_record(settings: Settings) -> Json:
 def refuse_without_classes(data: str, sources: Mapping[str, Pictures]) -> None:
     """Raise UsageError for data whose ids mean nothing beyond their video."""
     if not sources["val"].classes:
-        raise UsageError(f"--data {data}: its ids are objects, not classes; use rendered:N")
+        raise UsageError(
+            f"--data {data}: its ids are objects of their video, not classes; use voc:FOLDER, ytvos:FOLDER or "
+            "rendered:N"
+        )
+
+
+def splits_of(sources: Mapping[str, Pictures]) -> Json:
+    """What is learnt from and what is scored, for `run.json` and `scores.json`."""
+    return {role: f"{source.split}, {len(source)} pictures" for role, source in sources.items()}
 
 
 def keep(settings: Settings, source: Pictures, view: View, report: Report, stop: Stop, **more: Any) -> Kept:
