@@ -244,7 +244,7 @@ def test_an_id_without_category_is_refused() -> None:
         as_categories(np.array([0, 4]), {1: 2})
 
 
-# ------------------------------------------------------------------------- what heads learn from and are scored on
+# ---------------------------------------------------------- what heads learn from and are scored on
 
 
 def augmented_voc(root: Path, images: str, lists: str, called: str) -> Path:
@@ -318,5 +318,5 @@ def test_the_fifth_of_ytvos_that_is_scored_is_not_learnt_from(tmp_path: Path) ->
 
 @pytest.mark.parametrize("data", ["voc:nowhere", "coco:.", "rendered:0", "voc"])
 def test_other_data_are_refused_with_what_there_is(data: str) -> None:
-    with pytest.raises(UsageError, match="no such folder nowhere|KIND one of voc, ytvos"):
+    with pytest.raises(UsageError, match=r"no such folder nowhere|KIND one of voc, ytvos"):
         pictures(data)

@@ -6,6 +6,7 @@ import torch
 from torch.nn.functional import normalize
 
 from unspool.errors import DataError, ShapeError, UsageError
+from unspool.ops import neighbours
 from unspool.protocols import incontext
 from unspool.protocols.incontext import (
     enlarged,
@@ -44,7 +45,8 @@ def test_neighbours_are_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> No
     generator = torch.Generator().manual_seed(0)
     queries, memory = torch.randn(20, 4, generator=generator), torch.randn(30, 4, generator=generator)
     whole = nearest_rows(queries, memory, 5)
-    monkeypatch.setattr(incontext, "PRODUCTS", 60)
+    monkeypatch.setattr(incontext, "QUERIES", 6)
+    monkeypatch.setattr(neighbours, "ROWS", 7)
     assert torch.equal(nearest_rows(queries, memory, 5), whole)
     assert torch.equal(whole, (queries @ memory.T).argsort(dim=1, descending=True)[:, :5])
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from unspool.cli import main
 from unspool.data.features import Kept
 from unspool.errors import UsageError
-from unspool.protocols.incontext import memory_of, patch_labels
+from unspool.ops import neighbours
+from unspool.protocols.incontext import enlarged, labelled, memory_of, needs, patch_labels
 from unspool.verbs.heads import Settings, linear_plan
-from unspool.verbs.heads.incontext import InContext, _filled
+from unspool.verbs.heads.incontext import InContext, filled, predicted
 
 
 @pytest.fixture(autouse=True)
@@ -96,16 +98,46 @@ def test_eval_incontext_scores_with_and_without_matching(tmp_path: Path) -> None
     assert scores("b")["memory_rows"] == 2 * 3 * 8 * 8
 
 
+def kept(pictures: int, seed: int = 0) -> Kept:
+    rng = np.random.default_rng(seed)
+    tokens = rng.standard_normal((pictures, 6, 3, 3)).astype(np.float16)
+    return Kept({"tokens": tokens}, rng.integers(0, 3, (pictures, 12, 12)).astype(np.uint8), "key")
+
+
 @pytest.mark.parametrize("rows", [0, 12])
-def test_a_memory_filled_picture_by_picture_is_that_of_all(rows: int) -> None:
-    rng = np.random.default_rng(0)
-    tokens = rng.standard_normal((4, 6, 3, 3)).astype(np.float16)
-    labels = rng.integers(0, 3, (4, 12, 12)).astype(np.uint8)
-    how = InContext(rows=rows)
-    found = _filled(Kept({"tokens": tokens}, labels, "key"), 3, how, 4, torch.device("cpu"))
+def test_a_memory_filled_picture_by_picture_is_that_of_all(rows: int, tmp_path: Path) -> None:
+    train, how = kept(4), InContext(rows=rows)
+    stored = filled(train, 3, how, 4, tmp_path)
+    found = stored.held(torch.device("cpu"))
     generator = torch.Generator().manual_seed(how.seed)
     uniform = torch.cat([torch.rand((1, 9), generator=generator) for _ in range(4)])
-    features = torch.from_numpy(tokens.astype(np.float32)).flatten(2).transpose(1, 2)
-    shares = patch_labels(torch.from_numpy(labels), 4, 3)
+    features = train.rows(slice(None)).flatten(2).transpose(1, 2)
+    shares = patch_labels(torch.from_numpy(train.labels), 4, 3)
     expected = memory_of(features, shares, rows=rows or None, uniform=uniform)
-    assert torch.equal(found.features, expected.features) and torch.equal(found.labels, expected.labels)
+    torch.testing.assert_close(found.features, expected.features, atol=1e-6, rtol=0)
+    assert torch.equal(found.labels, expected.labels)
+
+
+def test_labels_looked_up_are_the_same_for_any_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbours, "ROWS", 16)
+    how, val, device = InContext(rows=0, neighbours=4), kept(7, 1), torch.device("cpu")
+    memory = filled(kept(11), 3, how, 4, tmp_path)
+    need = needs(9, 6, 3, 4)
+    maps = [
+        np.concatenate([m for _, m in predicted(val, memory, how, device, allowed)])
+        for allowed in (None, need.least, need.fixed + 3 * need.image, need.fixed + 10 * need.image)
+    ]
+    assert all(np.array_equal(each, maps[0]) for each in maps[1:])
+    whole = labelled(val.rows(slice(None)).flatten(2).transpose(1, 2), memory.held(device), k=4)
+    assert np.array_equal(maps[0], enlarged(whole, (3, 3), (12, 12)))
+
+
+def test_too_little_memory_to_look_up_names_the_least(capsys: pytest.CaptureFixture[str]) -> None:
+    some = ("incontext", "--data", "rendered:3", "--resolution", "64", "--rows", "60")
+    assert call(*some, "--memory", "1MB", "-o", "a") == 2
+    least = re.search(r"the least that works is --memory\s+(\d+MB)", capsys.readouterr().err)
+    assert least and call(*some, "--memory", least[1], "-o", "a") == 0
+    assert not Path("a/memory").exists()
+    assert call(*some, "-o", "b") == 0 and scores("a") == scores("b")

@@ -252,12 +252,13 @@ def eval_linear(
 
     Example: `unspool eval linear --data rendered:50 --model dino-vits16`
 
-    Example: `unspool eval linear --data rendered:50 --recipe leopart-fcn`
+    Example: `unspool eval linear --data voc:VOCdevkit/VOC2012 --recipe leopart-fcn`
 
     Parameters
     ----------
     data
-        KIND:WHERE. Kinds: `rendered`, N rendered pictures to learn from and N to be scored.
+        KIND:WHERE. Kinds: `voc`, Pascal VOC 2012 (trainaug where it is there, else train; val); `ytvos`,
+        four fifths of its training videos and the rest; `rendered`, N rendered pictures each.
     recipe
         leopart-linear, leopart-fcn (random cuts, scored at 448x448, all classes), timet-linear, timet-fcn
         (whole pictures, scored at 100x100, classes that the truth has).
@@ -296,8 +297,10 @@ def eval_salient(
     Parameters
     ----------
     data
-        KIND:WHERE. Kinds: `rendered`, N rendered pictures to choose the threshold on and N to be scored;
-        `rendered-clips`, likewise all frames of N clips; `davis17`, all frames of the two lists.
+        KIND:WHERE. Kinds: `voc`, Pascal VOC 2012 (the threshold chosen on trainaug where it is there, else
+        train; val scored); `davis17`, `visor`, all frames with truth of the two lists; `ytvos`, four fifths
+        of its training videos and the rest; `rendered`, N rendered pictures each; `rendered-clips`, likewise
+        all frames of N clips.
     recipe
         leopart (200 clusters of both splits together) or timet (300, of each split on its own).
     clusters
@@ -322,6 +325,7 @@ def eval_incontext(
     passes: int = 1,
     neighbours: int = 30,
     search: Literal["exact", "faiss", "faiss-approximate"] = "exact",
+    memory: Annotated[str | None, Parameter(group=RUNTIME)] = None,
     encoder: EncoderOptions = EncoderOptions(),
     run: RunOptions = RunOptions(),
 ) -> int:
@@ -334,7 +338,8 @@ def eval_incontext(
     Parameters
     ----------
     data
-        KIND:WHERE. Kinds: `rendered`, N rendered pictures to remember and N to be scored.
+        KIND:WHERE. Kinds: `voc`, Pascal VOC 2012 (trainaug where it is there, else train; val); `ytvos`,
+        four fifths of its training videos and the rest; `rendered`, N rendered pictures each.
     rows
         Patches in the memory, those with rare classes first; 0: all. Published: 102400 to 10240000.
     passes
@@ -343,11 +348,14 @@ def eval_incontext(
         Patches that vote.
     search
         How they are found; faiss, an extra, searches on the CPU.
+    memory
+        What looking up may take beside the encoder, e.g. 500MB; results stay the same. Default: 2GB
+        (faiss: as it needs).
     """
     from unspool.verbs import heads
 
     settings = encoder.settings()
     return run_plan(
         heads.incontext_plan, run, None, settings=settings, data=data, rows=rows, passes=passes,
-        neighbours=neighbours, search=search,
+        neighbours=neighbours, search=search, memory=memory,
     )  # fmt: skip

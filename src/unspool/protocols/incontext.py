@@ -8,14 +8,14 @@ background and the score leaves out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, Integer, UInt8
+from jaxtyping import Float, Float16, Float32, Int64, Integer, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
@@ -23,10 +23,11 @@ from unspool.errors import DataError, ShapeError, UsageError
 from unspool.metrics import ClusterScores, clustering
 from unspool.metrics.labels import VOID
 from unspool.metrics.matching import unmatched
+from unspool.ops import neighbours
 
 NEIGHBOURS, TEMPERATURE = 30, 0.02  # published
 CELLS, SEARCHED, ROWS_OF_A_CELL = 512, 32, 39  # of the approximate index (published leaves; faiss's least)
-PRODUCTS = 1 << 24  # held at a time when rows are looked up
+QUERIES = 1024  # looked up at a time in a memory that is held whole
 
 
 def patch_labels(labels: Integer[Tensor, "n H W"], patch: int, classes: int) -> Float[Tensor, "n p classes"]:
@@ -91,10 +92,19 @@ def nearest_rows(
     queries: Float[Tensor, "n d"], memory: Float[Tensor, "rows d"], k: int
 ) -> Int64[Tensor, "n k"]:
     """The k rows of the largest inner products, largest first; exact, a part of the products at a time."""
-    if k > len(memory):
-        raise DataError(f"{k} neighbours of a memory of {len(memory)} rows; ask for fewer, or remember more")
-    step = max(1, PRODUCTS // len(memory))
-    return torch.cat([(part @ memory.T).topk(k, dim=1)[1] for part in torch.split(queries, step)])
+    refuse_few_rows(len(memory), k)
+    found = []
+    for part in torch.split(queries, QUERIES):
+        starts = range(0, len(memory), neighbours.ROWS)
+        tiles = ((start, memory[start : start + neighbours.ROWS]) for start in starts)
+        found.append(neighbours.nearest([part], tiles, k)[0].rows)
+    return torch.cat(found)
+
+
+def refuse_few_rows(rows: int, k: int) -> None:
+    """Raise DataError for a memory that has not k rows."""
+    if k > rows:
+        raise DataError(f"{k} neighbours of a memory of {rows} rows; ask for fewer, or remember more")
 
 
 Search = Callable[[Tensor, int], Tensor]  # queries [n, d], k -> rows [n, k]
@@ -143,6 +153,13 @@ def voted(
 ) -> Float[Tensor, "*n classes"]:
     """Mean of the values, weighted by softmax(cosine / temperature)."""
     cosines = (normalize(keys, dim=-1) @ normalize(queries, dim=-1)[..., None])[..., 0]
+    return weighted(cosines, values, temperature)
+
+
+def weighted(
+    cosines: Float[Tensor, "*n k"], values: Float[Tensor, "*n k classes"], temperature: float
+) -> Float[Tensor, "*n classes"]:
+    """Mean of the values, weighted by softmax(cosine / temperature)."""
     weights = (cosines / temperature).softmax(dim=-1)
     return (weights[..., None, :] @ values)[..., 0, :]
 
@@ -162,6 +179,87 @@ def labelled(
         rows = search(image, k)
         found.append(voted(image, memory.features[rows], memory.labels[rows], temperature))
     return torch.stack(found)
+
+
+# ------------------------------------------------------------------------------------ a memory on the disk
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """Labelled patches that need not fit into memory: they are read tile by tile."""
+
+    features: Float16[np.ndarray, "rows d"]  # as encoded, of any length
+    labels: Float32[np.ndarray, "rows classes"]  # shares, summing to 1
+
+    def tiles(self, device: torch.device) -> Iterator[tuple[int, Float[Tensor, "_ d"]]]:
+        """Features of length 1, float32, and the number of the first row of each tile."""
+        for start in range(0, len(self.features), neighbours.ROWS):
+            part = torch.from_numpy(np.array(self.features[start : start + neighbours.ROWS]))
+            yield start, normalize(part.to(device).float(), dim=1)
+
+    def held(self, device: torch.device) -> Memory:
+        """All of it, for an index."""
+        features = torch.cat([tile for _, tile in self.tiles(device)])
+        return Memory(features, torch.from_numpy(np.array(self.labels)).to(device))
+
+
+def looked_up(
+    queries: list[Float[Tensor, "p d"]],
+    memory: Stored,
+    *,
+    k: int = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
+    seen: Callable[[int], None] = lambda row: None,
+) -> list[Float[Tensor, "p classes"]]:
+    """`labelled`, of images that ask a stored memory together; exact, and the same in any company.
+
+    `seen` is called with the first row of each tile, and may raise to stop.
+    """
+    refuse_few_rows(len(memory.features), k)
+    device = queries[0].device
+
+    def tiles() -> Iterator[tuple[int, Tensor]]:
+        for start, tile in memory.tiles(device):
+            seen(start)
+            yield start, tile
+
+    found = neighbours.nearest([normalize(image, dim=1) for image in queries], tiles(), k)
+    return [
+        weighted(
+            best.products, torch.from_numpy(memory.labels[best.rows.cpu().numpy()]).to(device), temperature
+        )
+        for best in found
+    ]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that looking up takes, about."""
+
+    fixed: int  # a tile of the memory, its products and the best of them
+    image: int  # each image that asks: its queries and what they have found
+
+    @property
+    def least(self) -> int:
+        """With one image at a time."""
+        return self.fixed + self.image
+
+    def images(self, memory: int) -> int:
+        """How many can ask together within so many bytes. Raises UsageError naming the least."""
+        if memory < self.least:
+            raise UsageError(
+                f"--memory {memory / 1e9:g}GB is too little to look labels up; the least that works is "
+                f"--memory {-(-self.least // 10**6)}MB"
+            )
+        return (memory - self.fixed) // self.image
+
+
+def needs(patches: int, dim: int, classes: int, k: int) -> Needs:
+    """Of images of so many patches."""
+    tile = 10 * neighbours.ROWS * dim  # float16, float32, and of length 1
+    products = (4 + 4 + 12) * patches * neighbours.ROWS  # once more and with rows, where all may matter
+    votes = 8 * patches * k * (classes + 4)
+    return Needs(tile + products + votes, patches * (8 * dim + 36 * k + 4 * classes))
 
 
 def enlarged(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,17 +17,21 @@ import torch
 from unspool.data.features import Kept, bytes_kept
 from unspool.data.pictures import Pictures, View, pictures
 from unspool.encoders import device_named
-from unspool.errors import UsageError
+from unspool.errors import OutputError, UsageError
 from unspool.jobs import Estimate, Interrupted, Plan, Report, Stop
 from unspool.metrics.matching import clustering_of_counts, unmatched_of_counts
+from unspool.ops import neighbours
+from unspool.options import size_in_bytes
 from unspool.protocols.incontext import (
     NEIGHBOURS,
     TEMPERATURE,
-    Memory,
+    Stored,
     enlarged,
     labelled,
-    memory_of,
+    looked_up,
+    needs,
     patch_labels,
+    rare_patches,
     search_by,
 )
 from unspool.protocols.linear import confusion
@@ -43,6 +49,9 @@ from unspool.verbs.heads.shared import (
 )
 
 MEMORY_ROWS = 1_024_000  # published: 102,400, 1,024,000 and 10,240,000
+TOGETHER = 64  # pictures that ask at once, at most: more spare nothing
+REPORTED_EVERY = 5.0  # s
+MEMORY = 2 * 10**9  # bytes that looking up takes by default
 NOTES = {
     "identity": "predicted classes are scored as they are",
     "hungarian": "the released score: predicted classes are matched to true ones first",
@@ -87,6 +96,7 @@ class InContextJob:
     settings: Settings
     data: str
     how: InContext
+    memory: int | None = None  # bytes that looking up may take; decides no result; None: MEMORY, faiss all
 
     @property
     def identity(self) -> Json:
@@ -103,6 +113,7 @@ def incontext_plan(
     passes: int,
     neighbours: int,
     search: Literal["exact", "faiss", "faiss-approximate"],
+    memory: str | None = None,
 ) -> Plan:
     """`unspool eval incontext`: labels from a memory of labelled patches."""
     how = InContext(
@@ -112,7 +123,8 @@ def incontext_plan(
     refuse_without_classes(data, sources)
     kind = sources["val"].kind
     folder = output or Path(f"unspool-eval-incontext-{kind}-{safe_name(settings.model)}")
-    job = InContextJob("incontext", folder, settings, data, how)
+    allowed = None if memory is None else size_in_bytes(memory)
+    job = InContextJob("incontext", folder, settings, data, how, allowed)
     config = {
         "model": settings.model, "precision": settings.precision, "seed": settings.seed, "data": data,
         "incontext": asdict(how), "splits": splits_of(sources),
@@ -125,7 +137,7 @@ def incontext_plan(
         look_up,
         model=partial(model_record, settings),
         finish=partial(_finish, how, sources),
-        estimate=partial(_estimate, settings, sources, how),
+        estimate=partial(_estimate, settings, sources, how, allowed),
     )
 
 
@@ -137,14 +149,16 @@ def look_up(job: InContextJob, report: Report, stop: Stop) -> Json:
     remembered, asked = (how.view(patch, remembered=each) for each in (True, False))
     train = keep(job.settings, sources["train"], remembered, report, stop, passes=how.passes)
     val = keep(job.settings, sources["val"], asked, report, stop)
-    memory = _filled(train, classes, how, patch, device)
     counts, first = np.zeros((classes, classes), np.int64), dict[int, np.ndarray]()
-    for number, found in _predicted(val, memory, how, device):
-        counts += confusion(found, np.asarray(val.labels[number : number + 1]), classes)
-        if number < SHOWN:
-            first[number] = found[0]
-        if stop.is_set():
-            raise Interrupted
+    with memory_on_disk(job.folder / "memory") as folder:
+        memory = filled(train, classes, how, patch, folder)
+        for number, found in predicted(val, memory, how, device, job.memory, _progress(report, stop)):
+            counts += confusion(found, np.asarray(val.labels[number : number + 1]), classes)
+            if number < SHOWN:
+                first[number] = found[0]
+            if stop.is_set():
+                raise Interrupted
+        rows = len(memory.features)
     measured = {
         "identity": unmatched_of_counts(counts, classes).miou(),
         "hungarian": clustering_of_counts(counts, "hungarian", clusters=classes, classes=classes).miou(),
@@ -159,37 +173,112 @@ def look_up(job: InContextJob, report: Report, stop: Stop) -> Json:
         extra={
             "identity": job.identity,
             "measured": {name: round(value, 6) for name, value in measured.items()},
-            "memory_rows": len(memory.features),
+            "memory_rows": rows,
         },
     )
 
 
-def _filled(train: Kept, classes: int, how: InContext, patch: int, device: torch.device) -> Memory:
-    """Picture by picture, so that only the rows that stay are held."""
+@contextmanager
+def memory_on_disk(folder: Path) -> Iterator[Path]:
+    """An empty folder that is removed again; what a killed run left in it is removed first."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise OutputError.of(folder, error) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def filled(train: Kept, classes: int, how: InContext, patch: int, folder: Path) -> Stored:
+    """Picture by picture, in files that are read again as they are needed."""
     generator = torch.Generator().manual_seed(how.seed)
-    each = max(1, how.rows // len(train)) if how.rows else None
-    parts = []
+    patches, dim = train.maps["tokens"][0, 0].size, train.maps["tokens"].shape[1]
+    each = min(patches, max(1, how.rows // len(train))) if how.rows else patches
+    shape = len(train) * each
+    features = np.lib.format.open_memmap(folder / "features.npy", "w+", "float16", (shape, dim))
+    labels = np.lib.format.open_memmap(folder / "labels.npy", "w+", "float32", (shape, classes))
     for number in range(len(train)):
-        features = train.rows([number]).flatten(2).transpose(1, 2)
-        labels = patch_labels(torch.from_numpy(np.array(train.labels[[number]])), patch, classes)
-        uniform = torch.rand(labels.shape[:2], generator=generator)
-        part = memory_of(features, labels, rows=each, uniform=uniform)
-        parts.append(part)
-    features, labels = (torch.cat([getattr(p, name) for p in parts]) for name in ("features", "labels"))
-    return Memory(features.to(device), labels.to(device))
+        tokens = torch.from_numpy(np.array(train.maps["tokens"][number])).flatten(1).T
+        shares = patch_labels(torch.from_numpy(np.array(train.labels[[number]])), patch, classes)
+        uniform = torch.rand(shares.shape[:2], generator=generator)
+        chosen = rare_patches(shares, each, uniform)[0] if how.rows else torch.arange(patches)
+        rows = slice(number * each, (number + 1) * each)
+        features[rows], labels[rows] = tokens[chosen].numpy(), shares[0, chosen].numpy()
+    return Stored(features, labels)
 
 
-def _predicted(
-    val: Kept, memory: Memory, how: InContext, device: torch.device
+def predicted(
+    val: Kept,
+    memory: Stored,
+    how: InContext,
+    device: torch.device,
+    allowed: int | None,
+    seen: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """The label map `[1, H, W]` of every picture."""
+    """The label map `[1, H, W]` of every picture; as many ask together as `allowed` bytes let.
+
+    `seen` is called with tiles that are done and all there are. Raises UsageError naming the least memory.
+    """
     height, width = val.maps["tokens"].shape[2:]
-    search = search_by(how.search, memory.features)
     size = (val.labels.shape[1], val.labels.shape[2])
-    for number in range(len(val)):
-        queries = val.rows([number]).to(device).flatten(2).transpose(1, 2)
-        soft = labelled(queries, memory, k=how.neighbours, temperature=how.temperature, search=search)
-        yield number, enlarged(soft, (height, width), size)
+    together, index = TOGETHER, None
+    need = needs(height * width, memory.features.shape[1], memory.labels.shape[1], how.neighbours)
+    if how.search == "exact":
+        together = min(need.images(MEMORY if allowed is None else allowed), TOGETHER)
+    else:
+        _refuse_little(allowed, held_by_index(*memory.features.shape, memory.labels.shape[1]))
+        index = memory.held(device)
+        search = search_by(how.search, index.features)
+    tiles = -(-len(memory.features) // neighbours.ROWS)
+    for start in range(0, len(val), together):
+        numbers = range(start, min(start + together, len(val)))
+        queries = [val.rows([number]).to(device).flatten(2).transpose(1, 2)[0] for number in numbers]
+        if index is None:
+            how_far = partial(_seen_of_all, seen, start * tiles, len(numbers), tiles * len(val))
+            found = looked_up(queries, memory, k=how.neighbours, temperature=how.temperature, seen=how_far)
+        else:
+            shared = {"k": how.neighbours, "temperature": how.temperature, "search": search}
+            found = [labelled(image[None], index, **shared)[0] for image in queries]
+        for number, soft in zip(numbers, found, strict=True):
+            yield number, enlarged(soft[None], (height, width), size)
+
+
+def _seen_of_all(seen: Callable[[int, int], None], before: int, pictures: int, total: int, row: int) -> None:
+    seen(before + row // neighbours.ROWS * pictures, total)
+
+
+def held_by_index(rows: int, dim: int, classes: int) -> int:
+    """Bytes of a memory that faiss searches: as it is given, and as faiss keeps it."""
+    return 4 * rows * (2 * dim + classes)
+
+
+def _refuse_little(allowed: int | None, needed: int) -> None:
+    if allowed is not None and allowed < needed:
+        raise UsageError(
+            f"--memory {allowed / 1e9:g}GB: faiss holds all rows at once; the least that works is --memory "
+            f"{-(-needed // 10**6)}MB, with fewer --rows less; --search exact needs a part of that"
+        )
+
+
+def _progress(report: Report, stop: Stop) -> Callable[[int, int], None]:
+    """Now and then, what is left; raises Interrupted when stopped."""
+    started = last = perf_counter()
+
+    def seen(done: int, total: int) -> None:
+        nonlocal last
+        if stop.is_set():
+            raise Interrupted
+        now = perf_counter()
+        if now - last < REPORTED_EVERY:
+            return
+        last = now
+        left = round((total - done) * (now - started) / max(done, 1))
+        report({"event": "storing", "what": "looking up", "done": done, "total": total, "seconds_left": left})
+
+    return seen
 
 
 def _finish(how: InContext, sources: Mapping[str, Pictures], folder: Path, done: list[Json]) -> str:
@@ -202,16 +291,25 @@ def _estimate(
     settings: Settings,
     sources: Mapping[str, Pictures],
     how: InContext,
+    allowed: int | None,
     jobs: Sequence[InContextJob],
     workers: int,
 ) -> Estimate:
-    encoder = encoder_of(settings)
+    encoder, classes = encoder_of(settings), sources["val"].classes
     train, val = (how.view(encoder.patch, remembered=each) for each in (True, False))
     kept = bytes_kept(encoder, sources["train"], train, how.passes) + bytes_kept(encoder, sources["val"], val)
-    patches = how.passes * len(sources["train"]) * (train.side // encoder.patch) ** 2
-    rows = min(how.rows, patches) if how.rows else patches
-    memory = 4 * rows * (encoder.dim + sources["val"].classes)
+    patches = (train.side // encoder.patch) ** 2
+    rows = how.passes * len(sources["train"]) * patches
+    rows = min(how.rows, rows) if how.rows else rows
+    need = needs(patches, encoder.dim, classes, how.neighbours)
+    if how.search == "exact":
+        together = min(need.images(MEMORY if allowed is None else allowed), TOGETHER, len(sources["val"]))
+        peak = need.fixed + together * need.image
+    else:
+        peak = held_by_index(rows, encoder.dim, classes)
+        _refuse_little(allowed, peak)
+    kept += rows * (2 * encoder.dim + 4 * classes)
     return Estimate(
-        f"{encoder.name}: a memory of about {rows} patches ({memory / 1e9:.2g} GB), {len(sources['val'])} "
-        f"pictures to be scored; {kept / 1e9:.2g} GB of features in the cache"
+        f"{encoder.name}: a memory of about {rows} patches, {len(sources['val'])} pictures to be scored; "
+        f"{kept / 1e9:.2g} GB on the disk, {peak / 1e9:.2g} GB to look up, beside the encoder's own"
     )

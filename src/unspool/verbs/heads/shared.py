@@ -59,8 +59,8 @@ def refuse_without_classes(data: str, sources: Mapping[str, Pictures]) -> None:
     """Raise UsageError for data whose ids mean nothing beyond their video."""
     if not sources["val"].classes:
         raise UsageError(
-            f"--data {data}: its ids are objects of their video, not classes; use voc:FOLDER, ytvos:FOLDER or "
-            "rendered:N"
+            f"--data {data}: its ids are objects of their video, not classes; use voc:FOLDER, ytvos:FOLDER "
+            "or rendered:N"
         )
 
 
