@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from oracles_salient import plain_extraction, stretched
 
 from unspool.data.features import Kept
 from unspool.errors import ShapeError, UsageError
@@ -119,8 +120,34 @@ def test_the_same_seeds_find_the_same() -> None:
 
 def test_precisions_of_parts_are_those_of_all() -> None:
     rng = np.random.default_rng(0)
-    clusters, mask = rng.integers(0, 9, (7, 5, 5)), rng.random((7, 5, 5)) > 0.5
-    np.testing.assert_allclose(_precisions(clusters, mask, 10, 3), cluster_precisions(clusters, mask, 10))
+    clusters, mask = rng.integers(0, 9, (70, 5, 5)), rng.random((70, 5, 5)) > 0.5
+    np.testing.assert_allclose(_precisions(clusters, mask, 10, 5), cluster_precisions(clusters, mask, 10))
+
+
+@pytest.mark.parametrize("void", ["ignored", "foreground", "background"])
+def test_cuts_of_tokens_are_those_of_their_pixels(void: str) -> None:
+    rng = np.random.default_rng(3)
+    tokens, precisions = rng.integers(0, 20, (5, 7, 7)), rng.random(20)
+    truth = rng.choice([0, 1, 2, 255], (5, 24, 24)).astype(np.uint8)
+    truth[4] = 255
+    cuts = tuned_cuts(tokens, precisions, truth, void)  # type: ignore[arg-type]
+    large = stretched(tokens, 24)
+    expected = [jaccard(precisions[large] >= p, truth, void) for p in cuts.precision]  # type: ignore[arg-type]
+    np.testing.assert_allclose(cuts.iou, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("regions", ["foreground", "all"])
+def test_tokens_find_what_their_pixels_find(together: bool, regions: str) -> None:
+    train, val = scenes_of(3, 0), scenes_of(2, 1)
+    how = replace(HOW, together=together, regions=regions, spherical=False, pixels=True, label_side=30)  # type: ignore[arg-type]
+    train, val = (replace(kept, labels=stretched(kept.labels, 30)) for kept in (train, val))
+    found = extract(train, val, (train, val), 3, how, torch.device("cpu"))
+    tuned, label_free, thresholds, groups = plain_extraction(train, val, 3, how)
+    assert found.thresholds == pytest.approx(thresholds)
+    assert np.array_equal(found.tuned, tuned) and np.array_equal(found.label_free, label_free)
+    for seed, maps in groups.items():
+        assert np.array_equal(found.groups[seed], maps)
 
 
 def test_the_label_free_threshold_is_the_first_of_the_high_group() -> None:

@@ -41,9 +41,16 @@ class KMeans:
 
 
 @torch.no_grad()
-def fit(points: Float[Tensor, "n d"], k: int, seed: int, how: KMeans = KMeans()) -> Float[Tensor, "k d"]:
+def fit(
+    points: Float[Tensor, "n d"],
+    k: int,
+    seed: int,
+    how: KMeans = KMeans(),
+    weights: Float[Tensor, " n"] | None = None,
+) -> Float[Tensor, "k d"]:
     """Centres of k clusters. Seeds by k-means++; a cluster that loses all points moves to the worst-served.
 
+    `weights`: how often each point counts, >= 0; the centres are those of points repeated so often.
     Raises DataError for fewer points than clusters, and for points that are not finite.
     """
     if not 1 <= k <= len(points):
@@ -56,12 +63,12 @@ def fit(points: Float[Tensor, "n d"], k: int, seed: int, how: KMeans = KMeans())
         )
     generator = torch.Generator().manual_seed(seed)
     if how.sample:
-        points = _some(points, how.sample * k, generator)
+        points, weights = _some(points, weights, how.sample * k, generator)
     if how.spherical:
         points = normalize(points, dim=1)
     best, least = points[:k], math.inf
     for _ in range(how.tries):
-        centres, cost = _lloyd(points, _seeds(points, k, generator), how)
+        centres, cost = _lloyd(points, weights, _seeds(points, weights, k, generator), how)
         if cost < least:
             best, least = centres, cost
     return best
@@ -72,47 +79,68 @@ def nearest(points: Float[Tensor, "n d"], centres: Float[Tensor, "k d"]) -> Int6
     return torch.cat([labels for _, labels, _ in _chunks(points, centres)])
 
 
-def _some(points: Float[Tensor, "n d"], count: int, generator: torch.Generator) -> Float[Tensor, "m d"]:
+def _some(
+    points: Float[Tensor, "n d"],
+    weights: Float[Tensor, " n"] | None,
+    count: int,
+    generator: torch.Generator,
+) -> tuple[Float[Tensor, "m d"], Float[Tensor, " m"] | None]:
     if count >= len(points):
-        return points
-    return points[torch.randperm(len(points), generator=generator)[:count].to(points.device)]
+        return points, weights
+    chosen = torch.randperm(len(points), generator=generator)[:count].to(points.device)
+    return points[chosen], None if weights is None else weights[chosen]
 
 
-def _seeds(points: Float[Tensor, "n d"], k: int, generator: torch.Generator) -> Float[Tensor, "k d"]:
+def _seeds(
+    points: Float[Tensor, "n d"],
+    weights: Float[Tensor, " n"] | None,
+    k: int,
+    generator: torch.Generator,
+) -> Float[Tensor, "k d"]:
     """K-means++ (Arthur and Vassilvitskii 2007): each seed drawn by its squared distance from the others."""
-    points = _some(points, SEEDED_ON * k, generator)
+    points, weights = _some(points, weights, SEEDED_ON * k, generator)
     draws = torch.rand(k, generator=generator, dtype=torch.float64)
-    chosen = [min(int(draws[0] * len(points)), len(points) - 1)]
+    first = int(draws[0] * len(points))
+    if weights is not None:
+        mass = weights.double().cumsum(0)
+        first = int(torch.searchsorted(mass, draws[:1].to(mass.device) * mass[-1:], right=True))
+    chosen = [min(first, len(points) - 1)]
     square = points.square().sum(dim=1)
     distance = torch.full_like(square, math.inf)
     for draw in draws[1:].tolist():
         last = points[chosen[-1]]
         distance = distance.minimum((square - 2 * (points @ last) + last @ last).clamp_(min=0))
         distance[chosen[-1]] = 0
-        mass = distance.double().cumsum(0)
+        mass = (distance.double() if weights is None else distance.double() * weights).cumsum(0)
         place = torch.searchsorted(mass, draw * mass[-1:], right=True)
         chosen.append(min(int(place), len(points) - 1))
     return points[chosen]
 
 
 def _lloyd(
-    points: Float[Tensor, "n d"], centres: Float[Tensor, "k d"], how: KMeans
+    points: Float[Tensor, "n d"],
+    weights: Float[Tensor, " n"] | None,
+    centres: Float[Tensor, "k d"],
+    how: KMeans,
 ) -> tuple[Float[Tensor, "k d"], float]:
     """Centres after the iterations, and the sum of squared distances to those before the last."""
     k, cost, last = len(centres), math.inf, points.new_empty(0, dtype=torch.long)
     for _ in range(how.iterations):
         sums, counts = torch.zeros_like(centres), torch.zeros(k, device=points.device)
         found, distances = [], []
+        start = 0
         for part, labels, distance in _chunks(points, centres):
-            _add(sums, counts, part, labels)
+            often = None if weights is None else weights[start : start + len(part)]
+            _add(sums, counts, part, labels, often)
+            start += len(part)
             found.append(labels)
             distances.append(distance)
         now, far = torch.cat(found), torch.cat(distances)
-        cost = float(far.double().sum())
+        cost = float(far.double().sum() if weights is None else far.double() @ weights.double())
         if torch.equal(now, last):
             break
         last = now
-        centres = sums / counts.clamp(min=1)[:, None]
+        centres = sums / torch.where(counts > 0, counts, 1)[:, None]
         empty = (counts == 0).nonzero()[:, 0]
         if len(empty):
             centres[empty] = points[far.topk(len(empty))[1]]
@@ -136,9 +164,12 @@ def _add(
     counts: Float[Tensor, " k"],
     points: Float[Tensor, "m d"],
     labels: Int64[Tensor, " m"],
+    weights: Float[Tensor, " m"] | None,
 ) -> None:
     """Add points to the sums of their clusters, in place; on a GPU as a product, whose order is fixed."""
-    counts += labels.bincount(minlength=len(sums))
+    counts += labels.bincount(weights, minlength=len(sums))
+    if weights is not None:
+        points = points * weights[:, None]
     if points.is_cuda:
         sums += one_hot(labels, len(sums)).to(points.dtype).T @ points
     else:

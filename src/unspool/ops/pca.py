@@ -15,7 +15,7 @@ from unspool.errors import DataError
 class Moments:
     """Sums over the features seen so far; in float64, so that parts add up to the whole."""
 
-    count: int
+    count: int | float
     total: Float64[Tensor, " c"]
     products: Float64[Tensor, "c c"]
 
@@ -24,10 +24,13 @@ class Moments:
         return Moments(self.count + other.count, self.total + other.total, self.products + other.products)
 
 
-def moments(features: Float[Tensor, "n c"]) -> Moments:
-    """Of one part of the features."""
+def moments(features: Float[Tensor, "n c"], weights: Float[Tensor, " n"] | None = None) -> Moments:
+    """Of one part of the features; `weights`: how often each counts."""
     exact = features.double()
-    return Moments(len(features), exact.sum(dim=0), exact.T @ exact)
+    if weights is None:
+        return Moments(len(features), exact.sum(dim=0), exact.T @ exact)
+    often = weights.double()
+    return Moments(float(often.sum()), often @ exact, (exact * often[:, None]).T @ exact)
 
 
 @dataclass(frozen=True)

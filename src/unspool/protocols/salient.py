@@ -9,6 +9,7 @@ are bool. Sources: leopart experiments/fully_unsup_seg; Timetuning cluster_based
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -94,12 +95,19 @@ def jaccard(mask: Masks, truth: Maps, void: Void = "ignored") -> float:
 
     The published code reports both: void as foreground, and as background.
     """
-    if void == "background":
-        truth = np.where(truth == VOID, 0, truth)
-    known = truth != VOID if void == "ignored" else np.ones_like(mask)
-    shared, either = mask & (truth != 0) & known, (mask | (truth != 0)) & known
-    shared, either = (part.sum(axis=(1, 2)) for part in (shared, either))
-    return float(np.where(either > 0, shared / np.maximum(either, 1), 1.0).mean())
+    inside, known = _regions(truth, void)
+    shared, either = (part.sum(axis=(1, 2)) for part in (mask & inside, (mask & known) | inside))
+    return float(_iou(shared, either).mean())
+
+
+def _regions(truth: Maps, void: Void) -> tuple[Masks, Masks]:
+    """The true foreground, and what is scored."""
+    inside = truth != 0 if void == "foreground" else (truth != 0) & (truth != VOID)
+    return inside, truth != VOID if void == "ignored" else np.ones_like(inside)
+
+
+def _iou(shared: np.ndarray, either: np.ndarray) -> Float64[np.ndarray, "*n"]:
+    return np.asarray(np.where(either > 0, shared / np.maximum(either, 1), 1.0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +134,7 @@ def tuned_cuts(
 ) -> Cuts:
     """Every cut between 55 % and 75 % of the clusters, scored on the truth of the training images.
 
+    `clusters` may be smaller than `truth`, as tokens are; they are stretched, nearest, some at a time.
     Raises UsageError for so few clusters that there is no cut.
     """
     k = len(precisions)
@@ -135,9 +144,30 @@ def tuned_cuts(
     order = precisions.argsort(kind="stable")
     rank = np.empty(k, np.int64)
     rank[order] = np.arange(k)
-    iou = np.array([jaccard(rank[clusters] >= start, truth, void) for start in starts])
+    iou = _cut_scores(clusters, rank, truth, void)[starts]
     best = iou.argsort(kind="stable")
     return Cuts(starts[best], precisions[order][starts][best], iou[best])
+
+
+def _cut_scores(
+    clusters: Maps, rank: Int64[np.ndarray, " k"], truth: Maps, void: Void
+) -> Float64[np.ndarray, " k"]:
+    """`jaccard` of the clusters from each rank on, from the pixels of every cluster in every image."""
+    scores = []
+    for part in _some_at_once(len(clusters)):
+        inside, known = _regions(truth[part], void)
+        ranks = rank[_stretched(clusters[part], truth.shape[1:])]
+        of_image = np.arange(len(ranks))[:, None, None] * len(rank) + ranks
+        regions = (inside, known & ~inside)
+        shared, kept = (_from_rank_on(of_image[r], len(ranks), len(rank)) for r in regions)
+        scores.append(_iou(shared, shared[:, :1] + kept))
+    return np.asarray(np.concatenate(scores).mean(axis=0))
+
+
+def _from_rank_on(cells: Int64[np.ndarray, " n"], images: int, k: int) -> Int64[np.ndarray, "{images} {k}"]:
+    """How many cells of each image have this rank or a higher one."""
+    counts = np.bincount(cells, minlength=images * k).reshape(images, k)
+    return np.asarray(counts[:, ::-1].cumsum(axis=1)[:, ::-1])
 
 
 def foreground(clusters: Maps, precisions: Float64[np.ndarray, " k"], threshold: float) -> Masks:
@@ -158,6 +188,7 @@ class Extraction:
     spherical: bool = True  # k-means on features of length 1
     together: bool = True  # training and scored pictures are clustered at once, not each on their own
     regions: Literal["foreground", "all"] = "foreground"  # K=21: what is clustered; all: features times mask
+    pixels: bool = False  # features are stretched before they are clustered: tokens count by their pixels
     iterations: int = 100
     tries: int = 5
     side: int = 448  # px of the encoder's input
@@ -191,7 +222,7 @@ class Extraction:
 
 RECIPES = {
     "leopart": Extraction(),
-    "timet": Extraction(300, False, False, "all", iterations=50),
+    "timet": Extraction(300, False, False, "all", pixels=True, iterations=50),
 }
 
 
@@ -219,31 +250,29 @@ def extract(
     """CBFE of the pictures of `val`; `attention` holds `cls_attention` of both splits, of any encoder.
     Without `classes` nothing is clustered afterwards.
 
-    Features are reduced and clustered as tokens; maps are stretched afterwards, nearest. Where the published
-    code stretches first, a token counts as often as it has pixels (9 to 16 times); that is all that differs.
+    Features are never stretched: where the published code clusters pixels, a token counts as often as it has
+    pixels (9 to 16 times), which gives the same centres.
     """
-    masks = [_stretched(noisy_masks(kept, how.mass), how.label_side) for kept in attention]
+    side = how.label_side
+    masks = [noisy_masks(kept, how.mass) for kept in attention]
     splits = [train, val]
     reduces, centres = _clusters(splits, how, device)
     maps, precisions = [], []
     for kept, reduce, centre, mask in zip(splits, reduces, centres, masks, strict=True):
-        tokens = _assigned(kept, reduce, centre, device)
-        maps.append(_stretched(tokens, how.label_side))
-        precisions.append(_precisions(maps[-1], mask, how.clusters))
+        maps.append(_assigned(kept, reduce, centre, device))
+        precisions.append(_precisions(maps[-1], mask, how.clusters, side))
     cuts = tuned_cuts(maps[0], precisions[0], np.asarray(train.labels), void)
-    sizes = np.bincount(maps[1].ravel(), minlength=how.clusters)
+    often = np.broadcast_to(pixels_of(maps[1].shape[1:], side), maps[1].shape)
+    sizes = np.bincount(maps[1].ravel(), often.ravel(), minlength=how.clusters).astype(np.int64)
     thresholds = {"tuned": cuts.threshold, "label-free": split_in_two(precisions[1], sizes)}
-    tuned = foreground(maps[1], precisions[1], thresholds["tuned"])
-    kept_clusters = precisions[1] >= thresholds["tuned"]
-    inside = torch.from_numpy(kept_clusters[_assigned(val, reduces[1], centres[1], device)])
+    found = {name: foreground(maps[1], precisions[1], cut) for name, cut in thresholds.items()}
+    inside, seeds = torch.from_numpy(found["tuned"]), how.seeds if classes else ()
     return Extracted(
-        tuned,
-        foreground(maps[1], precisions[1], thresholds["label-free"]),
-        masks[1].astype(bool),
+        _stretched(found["tuned"], (side, side)),
+        _stretched(found["label-free"], (side, side)),
+        _stretched(masks[1], (side, side)),
         thresholds,
-        {seed: _grouped(val, reduces[1], inside, classes, seed, how, device) for seed in how.seeds}
-        if classes
-        else {},
+        {seed: _grouped(val, reduces[1], inside, classes, seed, how, device) for seed in seeds},
         classes,
     )
 
@@ -285,10 +314,26 @@ def _parts(kept: Kept, size: int = 32) -> list[slice]:
     return [slice(start, min(start + size, len(kept))) for start in range(0, len(kept), size)]
 
 
-def _stretched(maps: np.ndarray, side: int) -> np.ndarray:
+def _some_at_once(images: int, size: int = 64) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, images, size))
+
+
+def _stretched(maps: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     """Nearest, as torch."""
-    rows, columns = (np.arange(side) * old // side for old in maps.shape[1:])
+    rows, columns = (np.arange(new) * old // new for new, old in zip(size, maps.shape[1:], strict=True))
     return np.asarray(maps[:, rows][:, :, columns])
+
+
+def pixels_of(grid: tuple[int, ...], side: int) -> Int64[np.ndarray, "h w"]:
+    """How many pixels of `side` x `side` are those of each token, stretched nearest."""
+    rows, columns = (np.bincount(np.arange(side) * old // side, minlength=old) for old in grid)
+    return np.asarray(np.outer(rows, columns))
+
+
+def _often(kept: Kept, pictures: int, how: Extraction, device: torch.device) -> Float[Tensor, " n"]:
+    """Pixels of every token of so many pictures."""
+    each = pixels_of(kept.maps["tokens"].shape[2:], how.label_side)
+    return torch.from_numpy(each).float().to(device).flatten().repeat(pictures)
 
 
 def _rows(kept: Kept, part: slice, device: torch.device) -> Float[Tensor, "n c"]:
@@ -302,22 +347,57 @@ def _clusters(
     groups = [splits] if how.together else [[kept] for kept in splits]
     reduces, centres = [], []
     for group in groups:
-        parts = [moments(_rows(kept, part, device)) for kept in group for part in _parts(kept)]
-        reduce = reduction(sum(parts[1:], parts[0]), how.dims)
-        points = sum(len(kept) * kept.maps["tokens"][0, 0].size for kept in group)
-        share = min(1.0, HELD / (4 * points * reduce.axes.shape[1]))
-        generator = torch.Generator().manual_seed(how.seed)
-        sample = []
-        for kept in group:
-            for part in _parts(kept):
-                rows = reduce(_rows(kept, part, device))
-                if share < 1:
-                    rows = rows[(torch.rand(len(rows), generator=generator) < share).to(device)]
-                sample.append(rows)
-        found = kmeans.fit(torch.cat(sample), how.clusters, how.seed, how.kmeans)
+        seen = [
+            moments(rows, _often(kept, len(rows) // _cells(kept), how, device) if how.pixels else None)
+            for kept in group
+            for part in _parts(kept)
+            for rows in [_rows(kept, part, device)]
+        ]
+        reduce = reduction(sum(seen[1:], seen[0]), how.dims)
+        points, often = _points(group, reduce, how, device, how.seed)
+        weights = often if how.pixels else None
+        centres += [kmeans.fit(points, how.clusters, how.seed, how.kmeans, weights)] * len(group)
         reduces += [reduce] * len(group)
-        centres += [found] * len(group)
     return reduces, centres
+
+
+def _cells(kept: Kept) -> int:
+    return int(kept.maps["tokens"][0, 0].size)
+
+
+def _points(
+    group: list[Kept],
+    reduce: Reduction,
+    how: Extraction,
+    device: torch.device,
+    seed: int,
+    inside: Bool[Tensor, "n h w"] | None = None,
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
+    """Reduced features that centres are fitted to, all or as many as may be held, and their pixels.
+
+    `inside`: the foreground, which alone is taken, or outside of which features are 0 (`how.regions`).
+    """
+    total, dims = sum(len(kept) * _cells(kept) for kept in group), reduce.axes.shape[1]
+    if inside is not None and how.regions == "foreground":
+        total = int(inside.sum())
+    share = min(1.0, HELD / (4 * max(total, 1) * dims))
+    generator = torch.Generator().manual_seed(seed)
+    points, often = torch.empty(total, dims, device=device), torch.empty(total, device=device)
+    held = 0
+    for kept in group:
+        for part in _parts(kept):
+            rows = reduce(_rows(kept, part, device))
+            weights = _often(kept, part.stop - part.start, how, device)
+            if inside is not None:
+                flat = inside[part].flatten().to(device)
+                all_of_it = how.regions == "all"
+                rows, weights = (rows * flat[:, None], weights) if all_of_it else (rows[flat], weights[flat])
+            if share < 1:
+                drawn = (torch.rand(len(rows), generator=generator) < share).to(device)
+                rows, weights = rows[drawn], weights[drawn]
+            points[held : held + len(rows)], often[held : held + len(rows)] = rows, weights
+            held += len(rows)
+    return points[:held], often[:held]
 
 
 def _assigned(
@@ -332,15 +412,15 @@ def _assigned(
     return np.concatenate(found).reshape(-1, *grid)
 
 
-def _precisions(clusters: Maps, mask: Masks, k: int, at_once: int = 256) -> Float64[np.ndarray, " k"]:
-    """`cluster_precisions`, of some images at a time."""
+def _precisions(clusters: Maps, mask: Masks, k: int, side: int) -> Float64[np.ndarray, " k"]:
+    """`cluster_precisions` of maps stretched to `side`, of some images at a time."""
     total, images = np.zeros(k), np.zeros(k, np.int64)
-    for start in range(0, len(clusters), at_once):
-        part = clusters[start : start + at_once]
+    for part in _some_at_once(len(clusters)):
+        large, marked = (_stretched(each[part], (side, side)) for each in (clusters, mask))
         having = np.zeros(k, np.int64)
-        for image in part:
+        for image in large:
             having[np.unique(image)] += 1
-        total += cluster_precisions(part, mask[start : start + at_once], k) * having
+        total += cluster_precisions(large, marked, k) * having
         images += having
     return np.asarray(total / np.maximum(images, 1))
 
@@ -355,19 +435,20 @@ def _grouped(
     device: torch.device,
 ) -> Maps:
     """As many clusters as classes: of the foreground, background the last; or of features times mask."""
-    plain = KMeans(how.iterations, how.tries)
-    flat = inside.flatten().to(device)
-    points = torch.cat([reduce(_rows(kept, part, device)) for part in _parts(kept)])
-    if how.regions == "all":
-        points = points * flat[:, None]
-        labels = kmeans.nearest(points, kmeans.fit(points, classes, seed, plain))
-    else:
-        labels = torch.full_like(flat, classes - 1, dtype=torch.long)
-        chosen = points[flat]
-        if len(chosen) < classes - 1:
-            raise DataError(
-                f"the foreground holds {len(chosen)} tokens, too few for {classes - 1} clusters; "
-                "use more pictures"
-            )
-        labels[flat] = kmeans.nearest(chosen, kmeans.fit(chosen, classes - 1, seed, plain))
-    return _stretched(labels.view(inside.shape).cpu().numpy().astype(np.uint8), how.label_side)
+    points, often = _points([kept], reduce, how, device, seed, inside)
+    k = classes if how.regions == "all" else classes - 1
+    if len(points) < k:
+        raise DataError(
+            f"the foreground holds {len(points)} tokens, too few for {k} clusters; use more pictures"
+        )
+    centres = kmeans.fit(points, k, seed, KMeans(how.iterations, how.tries), often)
+    found = []
+    for part in _parts(kept):
+        flat = inside[part].flatten().to(device)
+        rows = reduce(_rows(kept, part, device))
+        labels = kmeans.nearest(rows * flat[:, None] if how.regions == "all" else rows, centres)
+        if how.regions == "foreground":
+            labels = torch.where(flat, labels, classes - 1)
+        found.append(labels.cpu().numpy().astype(np.uint8))
+    maps = np.concatenate(found).reshape(inside.shape)
+    return _stretched(maps, (how.label_side, how.label_side))
