@@ -39,7 +39,9 @@ def eval_tracking(
     Parameters
     ----------
     data
-        KIND:PATH. Kinds: `davis17` and `davis16`, the folder that holds ImageSets/.
+        KIND:PATH. Kinds: `davis17` and `davis16`, the folder that holds ImageSets/; `visor`, what
+        visor_to_davis.py leaves; `ytvos`, valid where it is there (masks only start objects: a submission is
+        written), else a fifth of train, which is scored. Every object starts in the first mask that has it.
     sequences
         Only these sequences of the data set.
     pred
@@ -48,7 +50,8 @@ def eval_tracking(
         Folder of true label PNGs of the same names.
     protocol
         davis17-semi (default of davis17 and of --pred), davis17-unsup, davis17-unsup-framewise,
-        davis16-official (default of davis16), davis16-allframes, davis16-pooled, vos-late; maskforward: the
+        davis16-official (default of davis16), davis16-allframes, davis16-pooled, vos-late (default of ytvos
+        and visor); maskforward: the
         foreground in steps of 0.1 to 0.8 s, repeated, along optical flow (extra `flow`), by features.
     raft
         maskforward: weights of torchvision's raft_large, to carry masks along RAFT's flow too.

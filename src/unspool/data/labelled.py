@@ -189,7 +189,9 @@ def labelled_visor(root: Path, names: tuple[str, ...] = (), split: Split = "val"
     )
     chosen = _chosen(listed, names, root)
     images, masks = (root / part / "480p" for part in ("JPEGImages", "Annotations"))
-    return LabelledSet(tuple(_video(name, images / name, masks / name) for name in chosen), {}, split)
+    return LabelledSet(
+        tuple(video_with_masks(name, images / name, masks / name) for name in chosen), {}, split
+    )
 
 
 def labelled_ytvos(root: Path, names: tuple[str, ...] = (), split: Split = "val") -> LabelledSet:
@@ -208,7 +210,8 @@ def labelled_ytvos(root: Path, names: tuple[str, ...] = (), split: Split = "val"
     for name in _chosen(sorted(described), names, root) if names else part:
         objects = described[name]["objects"]
         table = {int(id_): number[o["category"]] for id_, o in objects.items()}
-        videos.append(_video(name, home / "JPEGImages" / name, home / "Annotations" / name, categories=table))
+        images, masks = (home / part / name for part in ("JPEGImages", "Annotations"))
+        videos.append(video_with_masks(name, images, masks, categories=table))
     classes = {0: "background", **{id_: kind for kind, id_ in number.items()}}
     return LabelledSet(tuple(videos), classes, split)
 
@@ -266,7 +269,9 @@ def labelled_rendered(number: int, frames: int = 16) -> LabelledSet:
     return LabelledSet(tuple(videos), RENDERED_CLASSES)
 
 
-def _video(name: str, images: Path, masks: Path, categories: Mapping[int, int] | None = None) -> Clip:
+def video_with_masks(
+    name: str, images: Path, masks: Path, categories: Mapping[int, int] | None = None
+) -> Clip:
     """Every mask of a folder with the frame of its name; frames without a mask are left out."""
     for folder in (images, masks):
         if not folder.is_dir():

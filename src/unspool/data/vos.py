@@ -7,15 +7,15 @@ plain trees of masks (predictions beside truth).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
 from unspool.errors import DataError, UsageError
-from unspool.masks import read_truth
+from unspool.masks import VOID, read_truth
 from unspool.video.source import IMAGES, natural_key
 
 LabelMap = UInt8[np.ndarray, "h w"]
@@ -29,15 +29,36 @@ class VosSequence:
     frames: Path  # folder of images
     truth: tuple[Path, ...]  # one label map per frame, in order
     merge: bool = False  # True: every id is foreground (DAVIS-2016)
+    scored: bool = True  # False: masks only start objects
+    categories: Mapping[int, str] = field(default_factory=dict)  # by object; empty where they have none
 
     @property
     def frame_names(self) -> tuple[str, ...]:
         """Stems of the frames, which name the results too."""
         return tuple(path.stem for path in self.truth)
 
-    def labels(self) -> Iterator[LabelMap]:
+    @property
+    def annotated(self) -> tuple[int, ...]:
+        """Numbers of the frames that have truth."""
+        return tuple(range(len(self.truth)))
+
+    def given(self) -> Iterator[tuple[int, Path, LabelMap]]:
+        """(frame, file, label map) of the masks that tracking starts from: the first one."""
+        first = label_map(self.truth[0], merge=self.merge)
+        yield 0, self.truth[0], np.where(first == VOID, 0, first).astype(first.dtype)
+
+    def labels(self) -> Iterator[LabelMap | None]:
         """The truth, one label map `[H, W]` at a time; 255 = void unless ids are merged."""
         return (label_map(path, merge=self.merge) for path in self.truth)
+
+
+@dataclass(frozen=True)
+class VosSet:
+    """Sequences, and the categories that training has seen (None: not known, or there are none)."""
+
+    sequences: tuple[VosSequence, ...]
+    seen: frozenset[str] | None = None
+    split: str = "val"  # what was read, for the record
 
 
 def label_map(path: Path, *, merge: bool = False) -> LabelMap:

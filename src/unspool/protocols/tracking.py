@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -103,12 +103,24 @@ def _read(prediction: Sequence[Path | None], truth: Sequence[Path], rule: Protoc
             raise DataError(f"no prediction for frame {truth[index].name}; every scored frame needs one")
 
 
-def score_standing_still(name: str, truth: Sequence[Path], protocol: str) -> SequenceScores:
-    """What the first true mask scores if it never moves: the floor that tracking has to rise above."""
-    first = label_map(truth[0], merge=PROTOCOLS[protocol].foreground)
-    still = np.where(first == 255, 0, first).astype(np.uint8)
-    true = (label_map(path, merge=PROTOCOLS[protocol].foreground) for path in truth)
-    return SequenceScores(name, protocol, PROTOCOLS[protocol].score((still for _ in truth), true))
+def score_standing_still(
+    name: str, truth: Sequence[Path], protocol: str, given: Iterable[tuple[int, LabelMap]]
+) -> SequenceScores:
+    """What the given masks score if they never move: the floor that tracking has to rise above.
+
+    `given`: label maps and the numbers of the truth that they are of, the first at least.
+    """
+    rule, starts = PROTOCOLS[protocol], dict(given)
+
+    def still() -> Iterator[LabelMap]:
+        standing = np.zeros_like(starts[min(starts)])
+        for index in range(len(truth)):
+            if index in starts:
+                standing = np.where(starts[index] > 0, starts[index], standing)
+            yield standing
+
+    true = (label_map(path, merge=rule.foreground) for path in truth)
+    return SequenceScores(name, protocol, rule.score(still(), true))
 
 
 # ------------------------------------------------------------------------------------------- reporting
@@ -184,6 +196,37 @@ def score_table(
     return table
 
 
+def ytvos_g(
+    scored: Sequence[SequenceScores],
+    categories: Mapping[str, Mapping[int, str]],
+    seen: frozenset[str] | None,
+) -> Json:
+    """`ytvos-g`: J and F of objects of seen and of unseen categories, and the mean of all that there are.
+
+    `categories`: by sequence and object; `seen`: those of the training set. The server's own list of frames
+    is not public: an object counts from where the protocol counts it. Empty without categories.
+    """
+    if seen is None:
+        return {}
+    groups: dict[str, list[tuple[float, float]]] = {"seen": [], "unseen": []}
+    for each in scored:
+        for label, (j, f) in zip(each.objects.ids, each.objects.statistics(), strict=True):
+            kind = categories.get(each.name, {}).get(label)
+            if kind is not None:
+                groups["seen" if kind in seen else "unseen"].append((j.mean, f.mean))
+    means = {
+        f"{measure}_{name}": float(np.mean([row[place] for row in rows]))
+        for name, rows in groups.items()
+        if rows
+        for place, measure in enumerate("JF")
+    }
+    if not means:
+        return {}
+    counts = {f"objects_{name}": len(rows) for name, rows in groups.items()}
+    return {"G": _rounded(float(np.mean(list(means.values())))), **{k: _rounded(v) for k, v in means.items()},
+            **counts}  # fmt: skip
+
+
 def _sequence(scored: SequenceScores) -> Json:
     objects = {}
     for label, (j, f) in zip(scored.objects.ids, scored.objects.statistics(), strict=True):
@@ -224,6 +267,10 @@ def sentence(table: Json) -> str:
     text = f"{table['protocol']}: " + ", ".join(
         f"{name} {100 * numbers[f'{name}-Mean']:.1f}" for name in ("J&F", "J", "F")
     )
+    if "ytvos-g" in table:
+        g = table["ytvos-g"]
+        text += f"; ytvos-g of {g['objects_seen']} objects of seen and {g['objects_unseen']} of unseen "
+        text += f"categories {100 * g['G']:.1f}"
     if "standing still" in table:
         text += f" (a mask that stands still: J&F {100 * table['standing still']['global']['J&F-Mean']:.1f})"
     if table["missing"]:

@@ -92,7 +92,7 @@ def _finish_demo(job: DemoJob, folder: Path, done: Sequence[Json]) -> str:
     home = folder / "input"
     truth = sorted((home / "truth").glob("*.png"))
     scored = [from_record(entry["name"], entry["per_frame"]) for entry in done]
-    still = [score_standing_still(job.name, truth, DEMO_PROTOCOL)]
+    still = [score_standing_still(job.name, truth, DEMO_PROTOCOL, [(0, label_map(truth[0]))])]
     line = write_scores(folder, score_table(scored, DEMO_PROTOCOL, still))
     clip = str(home / "clip.mp4")
     own = shlex.join(["unspool", "track", clip, "--mask", str(home / "first.png")])

@@ -6,16 +6,14 @@ import difflib
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-import numpy as np
-
-from unspool.data.vos import VosSequence, label_map
+from unspool.data.vos import VosSequence
 from unspool.errors import MaskError, UnspoolError, UnspoolWarning, UsageError
 from unspool.inputs import STDIN, default_folder, expand_inputs, masks_of, names_of
 from unspool.jobs import Estimate, Interrupted, Plan, Report, Stop
@@ -157,7 +155,7 @@ class TrackJob:
     resize_mask: bool = False
     chosen: Chosen | None = None  # objects of a segmentation, instead of masks
     sequence: VosSequence | None = None
-    protocol: str = ""
+    protocol: str = ""  # "": the sequence's masks only start its objects, and nothing is scored
 
     @property
     def identity(self) -> Json:
@@ -198,7 +196,7 @@ def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warning
         masks = given_masks(video, _masks(job), resize=job.resize_mask)
         notes = list(dict.fromkeys(mask.note for mask in masks.values() if mask.note))
         report({"event": "video", "video": job.name, "frames": length, "notes": notes})
-        truth = job.sequence.labels() if job.sequence else None
+        truth = job.sequence.labels() if job.sequence and job.protocol else None
         with VideoResult(
             job.folder,
             job.name,
@@ -263,21 +261,25 @@ def _masks(job: TrackJob) -> Mapping[int, Any]:
         return job.chosen.masks()
     if job.sequence is None:
         return job.masks
-    first = label_map(job.sequence.truth[0], merge=job.sequence.merge)
-    path, labels = str(job.sequence.truth[0]), np.where(first == 255, 0, first)
-    if labels.max() > MOST_IDS:
-        raise MaskError(
-            f"{path}: holds id {labels.max()}, but in the layout of DAVIS ids end at {MOST_IDS}; renumber"
-        )
-    return {0: Mask(labels=labels, ids=ids_in(labels), path=path)}
+    given = {}
+    for frame, path, labels in job.sequence.given():
+        if labels.max() > MOST_IDS:
+            raise MaskError(
+                f"{path}: holds id {labels.max()}, but in the layout of DAVIS ids end at {MOST_IDS}; renumber"
+            )
+        given[frame] = Mask(labels=labels, ids=ids_in(labels), path=str(path))
+    return given
 
 
 def _score(job: TrackJob) -> SequenceScores | None:
     """Scores of the masks as written, so that what is scored is what is handed on."""
-    if job.sequence is None:
+    if job.sequence is None or not job.protocol:
         return None
-    written = masks_written(job.folder, job.name, len(job.sequence.truth))
-    return score_sequence(job.name, written, job.sequence.truth, job.protocol)
+    written = masks_written(job.folder, job.name, len(job.sequence.frame_names))
+    annotated = job.sequence.annotated
+    scored = score_sequence(job.name, [written[t] for t in annotated], job.sequence.truth, job.protocol)
+    frames = tuple(annotated[t] for t in scored.objects.frames)
+    return replace(scored, objects=replace(scored.objects, frames=frames))
 
 
 def masks_written(folder: Path, name: str, frames: int) -> list[Path]:
