@@ -230,7 +230,7 @@ def labelled_voc(root: Path, names: tuple[str, ...] = (), split: Split = "val") 
     """
     home, lists, images = _voc_home(root, split)
     augmented = home / "SegmentationClassAug"
-    called, masks = split, [home / "SegmentationClass"]
+    called, masks = str(split), [home / "SegmentationClass"]
     if split == "train":
         lists_aug = [p for n in VOC_AUGMENTED if (p := lists / f"{n}.txt").exists()]
         masks += [augmented]

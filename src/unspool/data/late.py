@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from unspool.data.labelled import labelled_visor, video_with_masks, ytvos_fifth, ytvos_meta
+from unspool.data.labelled import Clip, labelled_visor, video_with_masks, ytvos_fifth, ytvos_meta
 from unspool.data.vos import LabelMap, VosSequence, VosSet, label_map
 from unspool.errors import DataError, UsageError
 from unspool.masks import VOID
@@ -64,6 +64,7 @@ def late_visor(root: Path, names: tuple[str, ...] = ()) -> VosSet:
     videos = [
         LateSequence(clip.name, home / clip.name, clip.truth, stems=_stems(home / clip.name))
         for clip in labelled_visor(root, names).videos
+        if isinstance(clip, Clip)
     ]
     return VosSet(tuple(videos), None, "val")
 

@@ -33,7 +33,8 @@ def none_yet(queries: int, k: int, device: torch.device) -> Nearest:
 
 def merged(best: Nearest, products: Float[Tensor, "n m"], first: int) -> Nearest:
     """`best` and `products`, whose columns are the rows from `first` on. Earlier rows win ties."""
-    groups = products[:, : products.shape[1] // GROUP * GROUP].unflatten(1, (-1, GROUP))
+    whole = products.shape[1] // GROUP
+    groups = products[:, : whole * GROUP].view(len(products), whole, GROUP)
     if groups.shape[1] * GROUP < products.shape[1]:
         return _of_all(best, products, first)
     at, group = (groups.amax(dim=2) > best.products[:, -1:]).nonzero(as_tuple=True)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unspool.data.vos import VosSequence
+from unspool.data.vos import VosSequence, label_map
 from unspool.jobs import Plan, Report, Stop
 from unspool.masks import write_mask
 from unspool.protocols.tracking import (

@@ -229,7 +229,9 @@ def predicted(
     if how.search == "exact":
         together = min(need.images(MEMORY if allowed is None else allowed), TOGETHER)
     else:
-        _refuse_little(allowed, held_by_index(*memory.features.shape, memory.labels.shape[1]))
+        _refuse_little(
+            allowed, held_by_index(len(memory.features), memory.features.shape[1], memory.labels.shape[1])
+        )
         index = memory.held(device)
         search = search_by(how.search, index.features)
     tiles = -(-len(memory.features) // neighbours.ROWS)
@@ -240,8 +242,8 @@ def predicted(
             how_far = partial(_seen_of_all, seen, start * tiles, len(numbers), tiles * len(val))
             found = looked_up(queries, memory, k=how.neighbours, temperature=how.temperature, seen=how_far)
         else:
-            shared = {"k": how.neighbours, "temperature": how.temperature, "search": search}
-            found = [labelled(image[None], index, **shared)[0] for image in queries]
+            ask = partial(labelled, k=how.neighbours, temperature=how.temperature, search=search)
+            found = [ask(image[None], index)[0] for image in queries]
         for number, soft in zip(numbers, found, strict=True):
             yield number, enlarged(soft[None], (height, width), size)
 
