@@ -102,6 +102,31 @@ def test_a_video_of_void_alone_is_left_out(run: Run, tmp_path: Path) -> None:
     assert read(tmp_path / "out/scores.json")["table"]["model"]["cluster-clip-hungarian"]["units"] == 2
 
 
+def test_a_config_file_gives_what_the_command_line_does_not(run: Run, tmp_path: Path) -> None:
+    davis(tmp_path / "DAVIS", {"cows": [1]})
+    (tmp_path / "c.toml").write_text('model = "random-resnet18"\nprotocol = ["f"]\nseeds = 3\n')
+    code, _, err = run("--data", "davis17:DAVIS", *SMALL, "--config", "c.toml", "-o", "out")
+    assert code == 0, err
+    config = read(tmp_path / "out/run.json")["config"]
+    assert list(config["protocols"]) == ["cluster-frame-hungarian"]
+    (tmp_path / "c.toml").write_text("seed_count = 3\n")
+    code, _, err = run("--data", "davis17:DAVIS", "--config", "c.toml")
+    assert code == 2 and "'seed_count' is no setting" in err
+
+
+def test_less_memory_leaves_the_scores_as_they_are(run: Run, tmp_path: Path) -> None:
+    davis(tmp_path / "DAVIS", {"cows": [1], "goat": [1, 2]})
+    some = ("--data", "davis17:DAVIS", *SMALL, "--model", "random-vits16", "--protocol", "d")
+    assert run(*some, "-o", "a")[0] == 0
+    code, _, err = run(*some, "--memory", "1MB", "-o", "b")
+    assert code == 2
+    least = re.search(r"the least that works is ([0-9.]+)GB", err)
+    assert least
+    code, _, err = run(*some, "--memory", f"{float(least[1]) + 0.2}GB", "-o", "b")
+    assert code == 0, err
+    assert read(tmp_path / "a/scores.json")["table"] == read(tmp_path / "b/scores.json")["table"]
+
+
 def test_voc_is_scored_as_a_whole_with_all_its_classes(run: Run, tmp_path: Path) -> None:
     for folder in ("sets", "images", "SegmentationClass"):
         (tmp_path / "VOC" / folder).mkdir(parents=True)

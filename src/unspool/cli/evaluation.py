@@ -156,18 +156,20 @@ def eval_discovery(
 def eval_clustering(
     *,
     data: str,
-    model: Annotated[str, Parameter(group=MODEL)] = "dul-small",
+    model: Annotated[str | None, Parameter(group=MODEL)] = None,
     before: Annotated[str | None, Parameter(group=MODEL)] = None,
     resolution: Annotated[int | None, Parameter(group=MODEL)] = None,
     sequences: list[str] | None = None,
     protocol: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     clusters: int | None = None,
-    seeds: int = 5,
-    sample: int = 0,
+    seeds: int | None = None,
+    sample: int | None = None,
     frames: int | None = None,
-    device: Annotated[str, Parameter(group=RUNTIME)] = "auto",
-    precision: Annotated[Literal["fp32", "bf16", "fp16"], Parameter(group=RUNTIME)] = "fp32",
-    seed: Annotated[int, Parameter(group=RUNTIME)] = 0,
+    config: Path | None = None,
+    device: Annotated[str | None, Parameter(group=RUNTIME)] = None,
+    precision: Annotated[Literal["fp32", "bf16", "fp16"] | None, Parameter(group=RUNTIME)] = None,
+    memory: Annotated[str | None, Parameter(group=RUNTIME)] = None,
+    seed: Annotated[int | None, Parameter(group=RUNTIME)] = None,
     run: RunOptions = RunOptions(),
 ) -> int:
     """Cluster the features of an encoder, match clusters to classes, and score them.
@@ -181,7 +183,7 @@ def eval_clustering(
     data
         KIND:PATH. Kinds: davis17, ytvos, visor (in DAVIS's layout), voc, rendered (rendered:N, N clips).
     model
-        Encoder: a name (see `unspool models`), a checkpoint file, or a training result.
+        Encoder: a name (see `unspool models`), a checkpoint file, or a training result. Default: dul-small.
     before
         A second encoder, e.g. that before tuning, shown beside the first.
     resolution
@@ -194,24 +196,34 @@ def eval_clustering(
     clusters
         K. Default: as many as ids in the truth (cluster-...), the publication's number (overcluster-...).
     seeds
-        How often k-means is run; the mean and standard deviation are given.
+        How often k-means is run; the mean and standard deviation are given. Default: 5.
     sample
-        Points per cluster that centres are fitted to; 0: all. The published code: 256.
+        Points per cluster that centres are fitted to; 0: all. The published code: 256. Default: 0.
     frames
         Frames of a clip. Default: 16 (ytvos, visor: 4).
+    config
+        TOML file with these options; the command line wins over it.
     device
-        auto, cpu, cuda, cuda:1 or mps.
+        auto, cpu, cuda, cuda:1 or mps. Default: auto.
     precision
-        Arithmetic of the encoder.
+        Arithmetic of the encoder. Default: fp32.
+    memory
+        What the command may take in all, e.g. 4GB; less is slower (clips are encoded again), results stay
+        the same. Default: as needed.
     seed
-        Seed of randomly initialised encoders.
+        Seed of randomly initialised encoders. Default: 0.
     """
     from unspool.verbs import clustering as verbs
 
+    options = {
+        "model": model, "before": before, "resolution": resolution, "protocol": protocol,
+        "clusters": clusters, "seeds": seeds, "sample": sample, "frames": frames, "device": device,
+        "precision": precision, "memory": memory, "seed": seed,
+    }  # fmt: skip
+    given = {name: value for name, value in options.items() if value is not None}
     return run_plan(
-        verbs.clustering_plan, run, None, data=data, encoder=model, before=before, resolution=resolution,
-        names=tuple(sequences or ()), protocols=protocol or (), clusters=clusters, seeds=seeds, sample=sample,
-        frames=frames, device=device, precision=precision, seed=seed,
+        verbs.clustering_plan, run, None, data=data, names=tuple(sequences or ()),
+        workers=max(1, run.workers), **verbs.resolve_options(given, config),
     )  # fmt: skip
 
 

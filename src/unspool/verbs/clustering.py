@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import hashlib
 import io
 import json
@@ -33,6 +34,7 @@ from unspool.encoders import encode_batches, load_encoder
 from unspool.errors import DataError, UsageError
 from unspool.jobs import Estimate, Interrupted, Plan, Report, Stop
 from unspool.masks import VOID, display_colours, draw_overlay, resize_labels
+from unspool.options import read_toml, size_in_bytes
 from unspool.protocols.clustering import (
     HELD,
     NOTHING,
@@ -45,6 +47,7 @@ from unspool.protocols.clustering import (
     score_clips,
 )
 from unspool.results import Json, safe_name, write_json, written_whole
+from unspool.tracking import resident
 
 SHORT = {"f": "cluster-frame", "c": "cluster-clip", "d": "cluster-dataset"}
 SHOWN_VIDEOS, SHOWN_FRAMES, SHOWN_HEIGHT = 8, 6, 144  # of the pictures; px
@@ -85,6 +88,7 @@ class Task:
     device: str = "auto"
     precision: str = "fp32"
     seed: int = 0  # of random encoders
+    memory: int | None = None  # bytes of each process, all in all; decides no result
 
     def encoder(self, role: str) -> Any:
         """Loaded once in a process."""
@@ -103,6 +107,26 @@ def _encoder(model: str, device: str, precision: Any, seed: int) -> Any:
 # ----------------------------------------------------------------------------------------------- plan
 
 
+OPTIONS = (
+    "model", "before", "resolution", "protocol", "clusters", "seeds", "sample", "frames", "device",
+    "precision", "seed", "memory",
+)  # fmt: skip
+
+
+def resolve_options(given: Json, config: Path | None) -> Json:
+    """Arguments of `clustering_plan`: command line (`given`) over config file. Raises UsageError for others."""
+    table = {} if config is None else read_toml(config)
+    if unknown := sorted(set(table) - set(OPTIONS)):
+        near = difflib.get_close_matches(unknown[0], OPTIONS, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise UsageError(f"{config}: '{unknown[0]}' is no setting{hint} (there are {', '.join(OPTIONS)})")
+    merged = {**table, **given}
+    protocols = merged.pop("protocol", ())
+    merged["protocols"] = (protocols,) if isinstance(protocols, str) else tuple(protocols)
+    merged["encoder"] = merged.pop("model", "dul-small")
+    return merged
+
+
 def clustering_plan(
     *,
     output: Path | None,
@@ -119,6 +143,8 @@ def clustering_plan(
     device: str = "auto",
     precision: str = "fp32",
     seed: int = 0,
+    memory: str | int | None = None,
+    workers: int = 1,
 ) -> Plan:
     """One job per video for frames and clips, one for the data set. Raises UsageError before any work."""
     named, kind, content = _data(data, names)
@@ -134,13 +160,16 @@ def clustering_plan(
         hows[_label(name, how)] = how
     folder = output or Path(f"unspool-eval-clustering-{named}-{safe_name(encoder)}")
     models = {"model": encoder} | ({} if before is None else {"before": before})
-    task = Task(folder, models, hows, resolution or kind.side, frames or kind.frames, device, precision, seed)
+    processes = 1 if workers == 1 else workers + 1
+    each = None if memory is None else size_in_bytes(memory) // processes
+    side, length = resolution or kind.side, frames or kind.frames
+    task = Task(folder, models, hows, side, length, device, precision, seed, each)
     jobs: list[VideoJob | SetJob] = []
     if task.of_unit("frame", "clip"):
         jobs += [VideoJob(v.name, v, task, i < SHOWN_VIDEOS) for i, v in enumerate(content.videos)]
     if task.of_unit("dataset"):
         jobs.append(SetJob(content, task, not jobs))
-    config = {k: v for k, v in asdict(task).items() if k not in ("folder", "device", "protocols")}
+    config = {k: v for k, v in asdict(task).items() if k not in ("folder", "device", "protocols", "memory")}
     config |= {"data": data, "videos": len(content.videos), "protocols": plain(hows)}
     return Plan(
         "eval clustering",
@@ -208,7 +237,39 @@ def _model_record(task: Task) -> Json:
 def _estimate(content: LabelledSet, task: Task, jobs: Sequence[Any], workers: int) -> Estimate:
     grid = task.side // task.encoder("model").patch
     text = f"{content.card}; {grid}x{grid} tokens a frame, {', '.join(task.protocols)}"
+    room(content.videos, task)
     return Estimate(text)
+
+
+def room(videos: Sequence[Clip | RenderedPart], task: Task) -> int:
+    """Bytes of features that a process may keep between passes: what its memory leaves, HELD at most.
+
+    Raises UsageError naming the least that works.
+    """
+    if task.memory is None:
+        return HELD
+    encoder, longest = task.encoder("model"), max(min(len(v), task.frames) for v in videos)
+    inside = getattr(encoder, "bytes_per_image", lambda height, width: 0)(task.side, task.side)
+    clip = 4 * longest * (encoder.dim * (task.side // encoder.patch) ** 2 + 3 * task.side**2)
+    dims = max(how.dims for how in task.protocols.values())
+    points = max(
+        longest * (how.side or task.side) ** 2
+        if how.unit != "dataset"
+        else min(HELD // (4 * dims), sum(len(v) for v in videos) * _cells(how, task, encoder.patch))
+        for how in task.protocols.values()
+    )
+    least = resident() + longest * inside + 3 * clip + 3 * 4 * dims * points
+    if task.memory < least:
+        raise UsageError(
+            f"--memory: {task.memory / 1e9:.2f} GB for each process are too little; the least that works is "
+            f"{-(-least // 10**7) / 100:.2f}GB each (less with fewer --frames or a lower --resolution)"
+        )
+    return min(HELD, task.memory - least)
+
+
+def _cells(how: Clustering, task: Task, patch: int) -> int:
+    """Points of a frame."""
+    return (task.side // patch) ** 2 if how.at == "tokens" else (how.side or task.side) ** 2
 
 
 # ----------------------------------------------------------------------------------------------- work
@@ -260,7 +321,7 @@ class Encoded:
     ) -> None:
         self.clips, self.encoder, self.task, self.seen = clips, encoder, task, seen
         self._kept: dict[int, Labelled] = {}
-        self._bytes = 0
+        self._bytes, self._room = 0, room(clips, task)
 
     def __iter__(self) -> Iterator[Labelled]:
         for index in range(len(self.clips)):
@@ -273,7 +334,7 @@ class Encoded:
         pictures, truth = clip.read()
         found = Labelled(clip.name, _features(pictures, self.encoder, self.task.side), truth)
         size = found.features.nbytes + truth.nbytes
-        if self._bytes + size < HELD:
+        if self._bytes + size < self._room:
             self._bytes += size
             self._kept[index] = found
         self.seen(len(clip))
