@@ -155,8 +155,8 @@ def build(config: Config, encoder: Encoder | None = None, ranks: Ranks = ALONE) 
 def start_alike(learner: Learner, likeness: float) -> None:
     """Products of queries and keys of every block are `likeness` times those of its tokens.
 
-    Where positives are what attention already picks (Eq. 4), a random start may settle on places in the frame;
-    this one begins with things that look alike. Ours.
+    Positives are what attention already picks (Eq. 4): a random start may settle on places in the frame, this
+    one begins with things that look alike. Ours.
     """
     for block in learner.blocks:
         queries, keys, _ = block.attn["qkv"].weight.chunk(3)
