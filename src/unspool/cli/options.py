@@ -61,6 +61,8 @@ class RunOptions:
     "Start again in a folder that holds results of other settings."
     workers: Annotated[int, Parameter(group=RUNTIME)] = 1
     "Videos in work at the same time, each in a process of its own."
+    ray: Annotated[str | None, Parameter(group=RUNTIME)] = None
+    "Work on a Ray cluster (extra `ray`), not by --workers: auto, HOST:PORT, or local, one on this machine."
     dry_run: Annotated[bool, Parameter(group=RUNTIME)] = False
     "Say what would be done, with estimated time and peak memory, and stop."
     timings: Annotated[bool, Parameter(group=RUNTIME)] = False
@@ -125,6 +127,10 @@ def run_plan(plan: Any, run: RunOptions, model: ModelOptions | None, **arguments
 
     if run.workers < 1:
         raise UsageError(f"--workers {run.workers}: at least 1")
+    if run.ray and run.workers > 1:
+        raise UsageError(
+            f"--ray {run.ray} takes what the cluster has (`ray start --num-cpus N`); no --workers"
+        )
     if model is not None:
         single, workers = model.settings or [], run.workers
         arguments["settings"] = resolve_settings(model.given(), model.config, single, workers=workers)
@@ -135,5 +141,6 @@ def run_plan(plan: Any, run: RunOptions, model: ModelOptions | None, **arguments
             command=["unspool", *sys.argv[1:]],
             overwrite=run.overwrite,
             workers=run.workers,
+            ray=run.ray,
             dry_run=run.dry_run,
         )
