@@ -8,20 +8,19 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from make_jobs import Item, do, wait_until_stopped, write_part
 from test_journeys import make_clip, make_mask
 
 from unspool import workers
 from unspool.cli import main
 from unspool.errors import UnspoolError, UsageError
 from unspool.jobs import Plan, Report, Stop, execute, stopping
-from unspool.results import Json, write_json
+from unspool.results import Json
 from unspool.verbs.track import Settings, TrackJob, track_plan, track_video
 from unspool.workers import Cluster, run_jobs
 
@@ -30,31 +29,6 @@ with_ray = pytest.mark.skipif(
 )
 EVERYWHERE = ["processes", pytest.param("ray", marks=with_ray)]
 NAMES = ["a", "b", "c", "d"]
-
-
-@dataclass(frozen=True)
-class Item:
-    """A job whose process is killed so often."""
-
-    name: str
-    folder: Path
-    deaths: int = 0
-
-
-def do(item: Item, report: Report, stop: Stop) -> Json:
-    item.folder.mkdir(exist_ok=True)
-    with (item.folder / "begun.txt").open("a") as file:
-        file.write(f"{item.name}\n")
-    if (item.folder / "begun.txt").read_text().split().count(item.name) <= item.deaths:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return {"name": item.name}
-
-
-def wait_until_stopped(item: Item, report: Report, stop: Stop) -> Json:
-    report({"event": "note", "text": item.name})
-    while not stop.is_set():
-        time.sleep(0.05)
-    raise workers.Interrupted
 
 
 def track_and_die(job: TrackJob, report: Report, stop: Stop) -> Json:
@@ -176,15 +150,6 @@ def test_an_error_on_the_cluster_keeps_its_kind_and_its_trace(cluster: str, tmp_
 
 class Told(list[Json]):
     put = list.append
-
-
-def write_part(item: Item, report: Report, stop: Stop) -> Json:
-    """As a verb does: its part of the result, and something for the page."""
-    (item.folder / "data").mkdir(parents=True, exist_ok=True)
-    (item.folder / "data" / f"{item.name}.js").write_text("shown")
-    write_json(item.folder / "videos" / item.name / "done.json", {"name": item.name})
-    write_json(item.folder / "videos" / "other" / "done.json", {"name": "other"})
-    return {"name": item.name}
 
 
 def test_where_the_result_folder_is_not_seen_the_files_of_the_job_are_sent_back(tmp_path: Path) -> None:

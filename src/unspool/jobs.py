@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from unspool.errors import OutputError, UnspoolError, UsageError
+from unspool.mirror import Mirror
 from unspool.page import write_page
 from unspool.results import Json, Run, read_done
 from unspool.workers import Cluster, Interrupted, Report, Stop, Work, run_jobs
@@ -82,11 +83,13 @@ def execute(
     overwrite: bool = False,
     workers: int = 1,
     ray: str | None = None,
+    address: str | None = None,
     dry_run: bool = False,
 ) -> int:
     """Carry out a plan; returns the exit code (0, 1, 130, 143).
 
-    `ray`: address of the cluster that does the jobs, instead of so many `workers` of this machine.
+    `ray`: the cluster that does the jobs, instead of so many `workers` of this machine. `address`: where the
+    result is copied to, and continued from.
 
     Raises UsageError when the folder holds results of other settings and when the plan cannot be kept within
     its memory, OutputError when the folder cannot be written; nothing has been written or removed then.
@@ -99,6 +102,9 @@ def execute(
         "model": plan.model() if plan.model else {},
         "machine": machine(),
     }
+    mirror = Mirror(address, plan.folder) if address else None
+    if mirror and not overwrite and not dry_run:
+        mirror.fetch()
     run = Run(plan.folder, record, overwrite=overwrite)
     todo, done = _remaining(plan, overwrite)
     if dry_run:
@@ -107,6 +113,9 @@ def execute(
     _make_writable(plan.folder)
     with stopping() as stop:
         run.begin()
+        if mirror and overwrite:
+            mirror.clear()
+        unfinished = {job.name for job in todo}
         for earlier in done:
             report({"event": "skipped", "video": earlier["name"]})
         if estimate:
@@ -119,7 +128,15 @@ def execute(
         for job, outcome in run_jobs(todo, plan.work, report, stop, workers=workers, cluster=cluster):
             outcomes.append(_recorded(run, report, job.name, outcome))
             write_page(plan.folder)
-        return _end(plan, run, report, outcomes, stop)
+            if outcomes[-1]["status"] == "done":
+                unfinished.discard(job.name)
+                if mirror:
+                    mirror.copy(unfinished)
+        code = _end(plan, run, report, outcomes, stop)
+        if mirror:
+            mirror.copy(unfinished)
+            report({"event": "note", "text": f"copied to {mirror.address}"})
+        return code
 
 
 def _remaining(plan: Plan, overwrite: bool) -> tuple[list[Any], list[Json]]:

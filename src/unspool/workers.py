@@ -216,8 +216,8 @@ def _connected(address: str) -> Iterator[Any]:
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         reason = str(error).partition("\n")[0]
         raise UsageError(
-            f"--ray {address}: no cluster can be reached ({reason}); start one with `ray start --head`, or use "
-            "--ray local"
+            f"--ray {address}: no cluster can be reached ({reason}); start one with `ray start --head`, or "
+            "use --ray local"
         ) from error
     try:
         if main:

@@ -55,8 +55,8 @@ class ModelOptions:
 class RunOptions:
     """Where results go and how the run behaves."""
 
-    output: Annotated[Path | None, Parameter(name=["--output", "-o"], group=OUTPUT)] = None
-    "Result folder. Default: unspool-VERB-NAME in the working directory."
+    output: Annotated[str | None, Parameter(name=["--output", "-o"], group=OUTPUT)] = None
+    "Result folder. Default: unspool-VERB-NAME in the working directory; an fsspec address gets a copy of it."
     overwrite: Annotated[bool, Parameter(group=OUTPUT)] = False
     "Start again in a folder that holds results of other settings."
     workers: Annotated[int, Parameter(group=RUNTIME)] = 1
@@ -134,13 +134,16 @@ def run_plan(plan: Any, run: RunOptions, model: ModelOptions | None, **arguments
     if model is not None:
         single, workers = model.settings or [], run.workers
         arguments["settings"] = resolve_settings(model.given(), model.config, single, workers=workers)
+    address = run.output if run.output and "://" in run.output else None
+    folder = Path(run.output) if run.output and not address else None
     with Reporter(as_json=run.json, quiet=run.quiet, verbose=run.verbose, timings=run.timings) as reporter:
         return jobs.execute(
-            plan(output=run.output, **arguments),
+            plan(output=folder, **arguments),
             reporter,
             command=["unspool", *sys.argv[1:]],
             overwrite=run.overwrite,
             workers=run.workers,
             ray=run.ray,
+            address=address,
             dry_run=run.dry_run,
         )
