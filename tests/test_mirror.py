@@ -92,8 +92,6 @@ def test_an_address_that_cannot_be_written_is_named_and_the_result_stays_here(tm
     folder = tmp_path / "here"
     folder.mkdir()
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(
-        OutputError, match="file/result.*cannot be read or written.*run the same command again"
-    ):
+    with pytest.raises(OutputError, match=r"file/result.*cannot be read or written.*same command again"):
         run(plan(folder, Item("a", folder)), address=f"file://{tmp_path}/file/result")
     assert (folder / "videos/a/done.json").exists()

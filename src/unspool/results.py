@@ -50,15 +50,8 @@ from unspool.video import VideoWriter
 DISPLAY_SHORT_SIDE = 480  # px: larger sources are scaled down for the page
 CHUNK_FRAMES = 500  # frames in one data file of the page
 THUMBS, THUMB_WIDTH = 12, 160
-OWN_FOLDERS = (
-    "videos",
-    "data",
-    "davis",
-    "checkpoints",
-    "tensorboard",
-    "pictures",
-)  # what --overwrite removes
-OWN_FILES = ("index.html", "run.json", "scores.json", "scores.csv", "log.jsonl")
+OWN_FOLDERS = ("videos", "data", "davis", "checkpoints", "tensorboard", "pictures")
+OWN_FILES = ("index.html", "run.json", "scores.json", "scores.csv", "log.jsonl")  # --overwrite removes both
 
 Json = dict[str, Any]
 Labels = Integer[np.ndarray, "h w"]
