@@ -149,8 +149,7 @@ def load_encoder(
             model, patch, spread, place, None if precision == "fp32" else PRECISIONS[precision]
         )
     if str(model) in SHIPPED:
-        file = Path(str(files("unspool") / "weights" / f"{model}.safetensors"))
-        encoder: Any = _encoder_of(read_checkpoint(file), str(model), positions, spread)
+        encoder: Any = _encoder_of(read_checkpoint(shipped(str(model))), str(model), positions, spread)
     elif str(model).startswith("random-"):
         encoder = _random(str(model), seed, positions, spread)
     elif str(model) in MODELS or str(model).startswith("timm/"):
@@ -255,6 +254,11 @@ def _from_file(path: Path, positions: Positions, std: Std) -> nn.Module:
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
         raise UsageError(f"model '{path}' is unknown: neither a name nor a file; {hint}")
     return _encoder_of(read_checkpoint(path), path.name, positions, std)
+
+
+def shipped(name: str) -> Path:
+    """The file of a model that comes with unspool."""
+    return Path(str(files("unspool") / "weights" / f"{name}.safetensors"))
 
 
 def _encoder_of(checkpoint: Checkpoint, name: str, positions: Positions, std: Std) -> nn.Module:
