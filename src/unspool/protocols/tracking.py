@@ -110,7 +110,10 @@ def score_standing_still(
 
     `given`: label maps and the numbers of the truth that they are of, the first at least.
     """
-    rule, starts = PROTOCOLS[protocol], dict(given)
+    rule = PROTOCOLS[protocol]
+    starts = {
+        number: (labels > 0).astype(np.uint8) if rule.foreground else labels for number, labels in given
+    }
 
     def still() -> Iterator[LabelMap]:
         standing = np.zeros_like(starts[min(starts)])

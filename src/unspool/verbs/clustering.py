@@ -114,7 +114,7 @@ OPTIONS = (
 
 
 def resolve_options(given: Json, config: Path | None) -> Json:
-    """Arguments of `clustering_plan`: command line (`given`) over config file. Raises UsageError for others."""
+    """Arguments of `clustering_plan`, command line (`given`) over file. Raises UsageError for others."""
     table = {} if config is None else read_toml(config)
     if unknown := sorted(set(table) - set(OPTIONS)):
         near = difflib.get_close_matches(unknown[0], OPTIONS, n=1)
@@ -264,7 +264,7 @@ def room(videos: Sequence[Clip | RenderedPart], task: Task) -> int:
             f"--memory: {task.memory / 1e9:.2f} GB for each process are too little; the least that works is "
             f"{-(-least // 10**7) / 100:.2f}GB each (less with fewer --frames or a lower --resolution)"
         )
-    return min(HELD, task.memory - least)
+    return int(min(HELD, task.memory - least))
 
 
 def _cells(how: Clustering, task: Task, patch: int) -> int:
