@@ -84,7 +84,7 @@ def main() -> None:
             found = extract(train, val, (train, val), CLASSES, how, torch.device("cpu"))
             seconds, peak = perf_counter() - started, watch.stop()
             right = ((found.tuned > 0) == (np.asarray(val.labels) > 0)).mean()
-            print(f"{name:>8}: {seconds:6.0f} s (one try of k-means, {ITERATIONS} iterations), peak {peak:.2f} GB; "
+            print(f"{name:>8}: {seconds:6.0f} s ({ITERATIONS} iterations of k-means), peak {peak:.2f} GB; "
                   f"{100 * right:.0f} % of the pixels right")  # fmt: skip
     stretched = 4 * sum(counts) * 100 * 100 * 50 / 1e9
     print(f"resident with mapped files: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
