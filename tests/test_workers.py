@@ -51,7 +51,7 @@ def cluster() -> Iterator[str]:
 
     before, here = os.environ.get("PYTHONPATH", ""), str(Path(__file__).parent)
     os.environ |= {"PYTHONPATH": os.pathsep.join([here, before]), "RAY_USAGE_STATS_ENABLED": "0"}
-    os.environ["RAY_worker_niceness"] = "0"  # Ray asks for 15, and a busy machine starves them
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (its name)  Ray asks for 15, and a busy machine starves them
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         yield ray.get_runtime_context().gcs_address
