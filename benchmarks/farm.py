@@ -2,8 +2,8 @@
 
 pip install 'unspool[ray]' && python benchmarks/farm.py [JOBS]
 
-A job waits for as long as it computes, reports ten times a second as a video does, and does not depend on what
-else the machine is doing: what differs is what handing out, reporting and collecting cost.
+A job waits instead of computing and reports ten times a second, as a video does: what differs is what handing
+out, reporting and collecting cost.
 """
 
 from __future__ import annotations

@@ -131,6 +131,7 @@ def free_port() -> int:
         return port
 
 
+@pytest.mark.slow
 def test_two_machines_under_torchrun_learn_what_two_processes_of_one_learn(
     tmp_path: Path, videos: Path
 ) -> None:

@@ -51,7 +51,8 @@ def cluster() -> Iterator[str]:
 
     before, here = os.environ.get("PYTHONPATH", ""), str(Path(__file__).parent)
     os.environ |= {"PYTHONPATH": os.pathsep.join([here, before]), "RAY_USAGE_STATS_ENABLED": "0"}
-    os.environ["RAY_worker_niceness"] = "0"  # Ray asks for 15, and a busy machine starves them
+    # Ray asks for 15, and a busy machine starves them
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (its name)
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         yield ray.get_runtime_context().gcs_address
@@ -149,8 +150,13 @@ def test_an_error_on_the_cluster_keeps_its_kind_and_its_trace(cluster: str, tmp_
     assert "in do" in outcome.__notes__[0]
 
 
-class Told(list[Json]):
-    put = list.append
+class Told:
+    """In place of Ray's queue."""
+
+    def __init__(self) -> None:
+        self.events: list[Json] = []
+        self.actor = self.put_nowait = self
+        self.remote, self.qsize = self.events.append, self.events.__len__
 
 
 def test_where_the_result_folder_is_not_seen_the_files_of_the_job_are_sent_back(tmp_path: Path) -> None:
@@ -159,7 +165,7 @@ def test_where_the_result_folder_is_not_seen_the_files_of_the_job_are_sent_back(
     assert outcome == {"name": "a"}
     assert sorted(sent) == ["data/a.js", "videos/a/done.json"]
     assert not (tmp_path / "result").exists()
-    assert events[0]["event"] == "begun"
+    assert events.events[0]["event"] == "begun"
 
 
 def test_where_the_result_folder_is_seen_nothing_is_sent(tmp_path: Path) -> None:

@@ -260,16 +260,21 @@ def _elsewhere(
 
     There the job works in an empty folder: inputs are addresses or absolute paths.
     """
-    events.put({"event": "begun", "video": job.name, "machine": socket.gethostname()})
+
+    def report(event: Json) -> None:  # not waited for: Ray lends the CPU of a task that waits to another
+        events.actor.put_nowait.remote(event)
+
+    report({"event": "begun", "video": job.name, "machine": socket.gethostname()})
     shared = (Path(cwd) / folder / mark).exists()
     with tempfile.TemporaryDirectory() as empty, chdir(cwd if shared else empty):
         started = time.time()
         try:
-            outcome: Json | Exception = work(job, events.put, threading.Event())
+            outcome: Json | Exception = work(job, report, threading.Event())
         except Exception as error:
             if not isinstance(error, UnspoolError):
                 error.add_note(traceback.format_exc())  # a traceback does not travel
             outcome = error
+        events.qsize()  # all that was reported has arrived
         return outcome, {} if shared else _collected(job.name, folder, started)
 
 
