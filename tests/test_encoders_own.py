@@ -29,7 +29,7 @@ def file(folder: Path, content: str, name: str = "my_encoder.py") -> Path:
 def test_a_file_that_returns_a_module_is_an_encoder(tmp_path: Path) -> None:
     path = file(tmp_path, POOLED)
     encoder = load_encoder(path, device="cpu")
-    assert (encoder.name, encoder.patch, encoder.dim, encoder.multiple) == ("my_encoder.py", 16, 6, 16)
+    assert (encoder.name, encoder.patch, encoder.dim, encoder.multiple) == ("my_encoder.py", 16, 8, 16)
     assert encoder(torch.zeros(2, 3, 32, 64, dtype=torch.uint8))["tokens"].shape == (2, 8, 2, 4)
     assert not any(p.requires_grad for p in encoder.parameters())  # type: ignore[attr-defined]
 
