@@ -87,7 +87,12 @@ def _to_its_end(
         [sys.executable, "-m", "unspool", *words], stdout=subprocess.PIPE, stderr=said, text=True
     )  # type: ignore[call-overload]
     lines: Queue[str] = Queue()
-    reader = threading.Thread(target=lambda: [lines.put(line) for line in child.stdout or ()], daemon=True)
+
+    def read() -> None:
+        for line in child.stdout or ():
+            lines.put(line)
+
+    reader = threading.Thread(target=read, daemon=True)
     reader.start()
     told, reason = False, ""
     while reader.is_alive() or not lines.empty():

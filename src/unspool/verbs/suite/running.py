@@ -1,6 +1,6 @@
 """The runs that tables need, each once, one after the other; what is finished is kept.
 
-OUTPUT/runs/NAME is the result of one ordinary `unspool eval`; OUTPUT/models.json what was found of the models.
+OUTPUT/runs/NAME is the result of one ordinary `unspool eval`, OUTPUT/models.json what was found of models.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from unspool.verbs.suite.tables import Column, Data, Evaluation, Row, Table, eva
 from unspool.verbs.suite.writing import Source, filled, write_tables
 
 Report = Callable[[Json], None]
+REPEATED = ("--set", "--protocol", "--sequences", "--foreground")  # options that add up
 ANY = Row("", ())  # of a model that no row of the table is about
 
 
@@ -197,8 +198,9 @@ def planned(order: Order, facts: Json) -> dict[str, Run]:
 def run_of(column: Column, row: Row, model: Model, order: Order) -> Run:
     """What fills a cell."""
     evaluation = evaluations()[column.evaluation]
-    extra = (*order.data.options.get(evaluation.name, ()), *row.words)
-    words = _said_once((*evaluation.words, *extra))
+    options = order.data.options
+    added = [options.get(name, ()) for name in (evaluation.name, f"{evaluation.name}-{column.data}")]
+    words = _said_once((*evaluation.words, *added[0], *added[1], *row.words))
     place = f"{column.data}:{order.data.places[column.data]}"
     command = ("eval", *words, *order.shared, "--data", place, "--model", model.given)
     name = safe_name("-".join([evaluation.name, column.data, model.name, *_told(row.words)]))
@@ -217,7 +219,7 @@ def _said_once(words: Sequence[str]) -> tuple[str, ...]:
             groups.append([])
         groups[-1].append(word)
     flags = [group[0] for group in groups]
-    last = [f in ("--set", "--protocol") or f not in flags[i + 1 :] for i, f in enumerate(flags)]
+    last = [flag in REPEATED or flag not in flags[i + 1 :] for i, flag in enumerate(flags)]
     return tuple(word for group, kept in zip(groups, last, strict=True) if kept for word in group)
 
 

@@ -1,4 +1,4 @@
-"""What the tables of the papers are, and what data there are: TOML of ours and of the user, as dataclasses."""
+"""What the tables of the papers are, and what data there are: TOML of ours and of the user."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ class Data:
 
     path: Path
     places: Mapping[str, str]  # kind -> what stands after `--data KIND:`
-    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # evaluation -> words it adds
+    options: Mapping[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # evaluation, or evaluation-kind -> words added
 
 
 def evaluations() -> dict[str, Evaluation]:
@@ -148,7 +150,7 @@ def _place(path: Path, kind: str, value: object) -> str:
 
 
 def _options(path: Path, given: object) -> dict[str, tuple[str, ...]]:
-    known = evaluations()
+    known = [word for e in evaluations().values() for word in (e.name, *(f"{e.name}-{k}" for k in e.data))]
     if not isinstance(given, dict):
         raise UsageError(f"{path}: options is a table, e.g. [options] and clustering = '--seeds 2'")
     for name, words in given.items():
