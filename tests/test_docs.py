@@ -157,3 +157,9 @@ def test_no_page_names_a_place_that_readers_do_not_have() -> None:
     for page, text in TEXT.items():
         for word in ("../shared", "shared/", "/work/", "/root/", "/tmp/"):
             assert word not in text, f"{page} names {word}"
+
+
+def test_every_page_is_in_the_site() -> None:
+    listed = (ROOT / "mkdocs.yml").read_text("utf-8")
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert f" {page.relative_to(ROOT / 'docs')}\n" in listed, page

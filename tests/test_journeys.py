@@ -161,10 +161,10 @@ def test_json_events_stand_alone_on_stdout(run: Run, tmp_path: Path) -> None:
 
 
 def test_the_dino_preset_normalises_as_dino_does(run: Run, tmp_path: Path) -> None:
-    from unspool import verbs
+    from unspool.verbs.track import Settings, _encoder_of, tracking_record
 
-    how = verbs._tracking_record(verbs.Settings(preset="dino"))
-    assert verbs._encoder_of(verbs.Settings(), how).std == (0.228, 0.224, 0.225)
+    how = tracking_record(Settings(preset="dino"))
+    assert _encoder_of(Settings(), how).std == (0.228, 0.224, 0.225)
 
 
 def test_a_dry_run_estimates_and_writes_nothing(run: Run, tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_a_budget_of_memory_changes_no_mask_and_too_small_a_one_names_the_least(
     [("4GB", 4 * 10**9), ("800 mb", 8 * 10**8), ("1.5GiB", 3 * 2**29), ("2k", 2000), (7, 7), ("7B", 7)],
 )
 def test_sizes_are_read_as_people_write_them(text: str | int, size: int) -> None:
-    from unspool.verbs import size_in_bytes
+    from unspool.options import size_in_bytes
 
     assert size_in_bytes(text) == size
 

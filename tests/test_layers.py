@@ -14,7 +14,7 @@ FLOORS = [
     {"tracking", "segmenting"},
     {"protocols"},
     {"results"},
-    {"page_clustering", "page_training", "segments", "export_encoder"},
+    {"page_clustering", "page_training", "segments", "export_encoder", "workers", "mirror"},
     {"page", "page_suite", "page_sweep", "training", "export"},
     {"inputs", "jobs", "options", "reporting"},
     {"verbs"},

@@ -263,6 +263,15 @@ def test_the_class_token_and_the_embedding_change_the_loss() -> None:
         assert not torch.allclose(loss(learner(replace(SMALL, **change)), clips(), seeded())[0], plain)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("heads", [1, 3])
+def test_attention_may_start_from_the_likeness_of_tokens(heads: int) -> None:
+    block = learner(replace(SMALL, likeness=2.0, heads=heads, layers=2)).blocks[-1]
+    tokens = torch.randn(7, 12, generator=seeded())
+    queries, keys, _ = block.projections(tokens)
+    likeness = block.norm1(tokens).view(7, heads, -1).transpose(0, 1)
+    torch.testing.assert_close(queries @ keys.mT, 2 * likeness @ likeness.mT)
+
+
 def test_an_encoder_is_needed_and_its_channels_are_shared_by_the_heads() -> None:
     with pytest.raises(UsageError, match="--model"):
         build(Config())
@@ -271,7 +280,14 @@ def test_an_encoder_is_needed_and_its_channels_are_shared_by_the_heads() -> None
 
 
 @pytest.mark.parametrize(
-    "change", [{"points": 0}, {"dropout": (1.0, 0.1)}, {"semantic": False, "motion": False}, {"sets": (0, 1)}]
+    "change",
+    [
+        {"points": 0},
+        {"dropout": (1.0, 0.1)},
+        {"semantic": False, "motion": False},
+        {"sets": (0, 1)},
+        {"likeness": -1.0},
+    ],
 )
 def test_settings_out_of_range_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="out of range"):

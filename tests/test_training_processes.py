@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -121,6 +122,31 @@ def test_the_processes_of_torchrun_are_taken_over_and_one_process_goes_on(
     run(tmp_path / "a", videos, "--steps", 2, launcher=torchrun)
     assert state(tmp_path / "a")["step"] == 2
     run(tmp_path / "a", videos, "--steps", 2)  # how many processes there are is no setting
+
+
+def free_port() -> int:
+    with socket.socket() as here:
+        here.bind(("127.0.0.1", 0))
+        port: int = here.getsockname()[1]
+        return port
+
+
+@pytest.mark.slow
+def test_two_machines_under_torchrun_learn_what_two_processes_of_one_learn(
+    tmp_path: Path, videos: Path
+) -> None:
+    """Two agents of one process each stand for the machines; gloo, weights bit for bit."""
+    run(tmp_path / "one", videos, "--steps", 2, "--devices", 2)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    torchrun += ["--master-addr", "127.0.0.1", "--master-port", str(free_port()), "--no-python"]
+    words, environment = command(tmp_path / "two", videos, "--steps", 2)
+    agents = [
+        subprocess.Popen([*torchrun, "--node-rank", rank, *words], env=environment, stderr=subprocess.PIPE)
+        for rank in ("0", "1")
+    ]
+    told = [agent.communicate(timeout=250)[1].decode() for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], told
+    assert_equal_states(state(tmp_path / "one"), state(tmp_path / "two"))
 
 
 def test_a_number_of_processes_that_contradicts_the_launcher_is_refused(tmp_path: Path, videos: Path) -> None:

@@ -1,8 +1,9 @@
-"""Many inputs, one pure function per input: done here or in worker processes, recorded, continued.
+"""Many inputs, one pure function per input: done, recorded, continued.
 
 A `Plan` says what a verb will do; `execute` does it: jobs that are done already are skipped, the others run
-through `run_jobs`, `run.json` and the page are kept up to date, and what failed is named at the end. A job is
-a small dataclass that can be pickled and holds all that it needs: done twice, it leaves the same files.
+wherever `unspool.workers` puts them, `run.json` and the page are kept up to date, and what failed is named at
+the end. A job is a small dataclass that can be pickled and holds all that it needs: done twice, it leaves the
+same files.
 """
 
 from __future__ import annotations
@@ -13,22 +14,19 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
-from multiprocessing.managers import SyncManager
 from pathlib import Path
-from queue import Empty
 from types import FrameType
 from typing import Any, Protocol
 
 from unspool.errors import OutputError, UnspoolError, UsageError
+from unspool.mirror import Mirror
 from unspool.page import write_page
 from unspool.results import Json, Run, read_done
+from unspool.workers import Cluster, Interrupted, Report, Stop, Work, run_jobs
 
-Report = Callable[[Json], None]
+__all__ = ["Estimate", "Interrupted", "Job", "Plan", "Report", "Stop", "execute", "run_jobs", "stopping"]
 KEPT_ASIDE = (
     "identity",
     "per_frame",
@@ -37,17 +35,6 @@ KEPT_ASIDE = (
     "shares",
     "pictures",
 )  # of done.json: not for run.json
-
-
-class Stop(Protocol):
-    """Asks whether work should end after the frame in hand."""
-
-    def is_set(self) -> bool:
-        """True once the run was asked to end."""
-
-
-class Interrupted(Exception):
-    """The work was asked to stop; what is whole stays."""
 
 
 class Job(Protocol):
@@ -70,7 +57,7 @@ class Plan:
     folder: Path
     config: Json  # settings that decide results; a rerun with others is refused
     jobs: Sequence[Any]
-    work: Callable[[Any, Report, Stop], Json]  # must be importable by name, for worker processes
+    work: Work
     model: Callable[[], Json] | None = None  # loads the encoder; returns its name, weight hash and sizes
     failures: tuple[tuple[str, str], ...] = ()  # inputs that cannot be worked on, with the reason
     finish: Callable[[Path, list[Json]], str] | None = None  # writes scores; returns the sentence to print
@@ -95,14 +82,19 @@ def execute(
     command: Sequence[str],
     overwrite: bool = False,
     workers: int = 1,
+    ray: str | None = None,
+    address: str | None = None,
     dry_run: bool = False,
 ) -> int:
     """Carry out a plan; returns the exit code (0, 1, 130, 143).
 
+    `ray`: the cluster that does the jobs, instead of so many `workers` of this machine. `address`: where the
+    result is copied to, and continued from.
+
     Raises UsageError when the folder holds results of other settings and when the plan cannot be kept within
     its memory, OutputError when the folder cannot be written; nothing has been written or removed then.
     """
-    record = {
+    record: Json = {
         "unspool": _version(),
         "verb": plan.verb,
         "command": list(command),
@@ -110,6 +102,9 @@ def execute(
         "model": plan.model() if plan.model else {},
         "machine": machine(),
     }
+    mirror = Mirror(address, plan.folder) if address else None
+    if mirror and not overwrite and not dry_run:
+        mirror.fetch()
     run = Run(plan.folder, record, overwrite=overwrite)
     todo, done = _remaining(plan, overwrite)
     if dry_run:
@@ -118,6 +113,9 @@ def execute(
     _make_writable(plan.folder)
     with stopping() as stop:
         run.begin()
+        if mirror and overwrite:
+            mirror.clear()
+        unfinished = {job.name for job in todo}
         for earlier in done:
             report({"event": "skipped", "video": earlier["name"]})
         if estimate:
@@ -125,10 +123,20 @@ def execute(
         outcomes = [*done]
         for name, reason in plan.failures:
             outcomes.append(_failed(run, report, name, reason))
-        for job, outcome in run_jobs(todo, plan.work, report, stop, workers=workers):
+        gpus = record["model"].get("device", "cpu") != "cpu"
+        cluster = Cluster(ray, plan.folder, gpus) if ray else None
+        for job, outcome in run_jobs(todo, plan.work, report, stop, workers=workers, cluster=cluster):
             outcomes.append(_recorded(run, report, job.name, outcome))
             write_page(plan.folder)
-        return _end(plan, run, report, outcomes, stop)
+            if outcomes[-1]["status"] == "done":
+                unfinished.discard(job.name)
+                if mirror:
+                    mirror.copy(unfinished)
+        code = _end(plan, run, report, outcomes, stop)
+        if mirror:
+            mirror.copy(unfinished)
+            report({"event": "note", "text": f"copied to {mirror.address}"})
+        return code
 
 
 def _remaining(plan: Plan, overwrite: bool) -> tuple[list[Any], list[Json]]:
@@ -226,87 +234,7 @@ def _make_writable(folder: Path) -> None:
         raise OutputError.of(folder, error) from error
 
 
-# ------------------------------------------------------------------------------------ many processes
-
-
-def run_jobs(
-    jobs: Sequence[Any],
-    work: Callable[[Any, Report, Stop], Json],
-    report: Report,
-    stop: Stop,
-    *,
-    workers: int = 1,
-) -> Iterator[tuple[Any, Json | BaseException]]:
-    """Yield every job with what `work` returned or raised, as they end; starts none after a stop."""
-    if workers > 1 and len(jobs) > 1:
-        yield from _run_in_processes(jobs, work, report, stop, min(workers, len(jobs)))
-        return
-    for job in jobs:
-        if stop.is_set():
-            return
-        try:
-            yield job, work(job, report, stop)
-        except Exception as error:
-            yield job, error
-
-
-def _run_in_processes(
-    jobs: Sequence[Any], work: Callable[..., Json], report: Report, stop: Stop, workers: int
-) -> Iterator[tuple[Any, Json | BaseException]]:
-    context = get_context("spawn")  # fork would copy torch's threads
-    manager = SyncManager(ctx=context)
-    manager.start(_leave_signals_to_the_parent)
-    with manager:
-        events, stopped = manager.Queue(), manager.Event()
-        threads = max(1, (os.cpu_count() or 1) // workers)
-        pool = ProcessPoolExecutor(workers, context, _start_worker, (threads,))
-        with pool:
-            running: dict[Future[Json], Any] = {pool.submit(work, j, events.put, stopped): j for j in jobs}
-            try:
-                while running:
-                    _forward(events, report)
-                    if stop.is_set() and not stopped.is_set():
-                        stopped.set()
-                        for future in list(running):
-                            if future.cancel():
-                                del running[future]
-                    ended, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-                    _forward(events, report)
-                    for future in ended:
-                        yield running.pop(future), _outcome(future)
-            finally:  # an error here must not wait for all that is still queued
-                stopped.set()
-                pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _outcome(future: Future[Json]) -> Json | BaseException:
-    error = future.exception()
-    if isinstance(error, BrokenProcessPool):
-        return UnspoolError(
-            "a worker process was killed, most likely because memory ran out; use fewer --workers or a lower "
-            "--resolution, and run the same command again"
-        )
-    return error or future.result()
-
-
-def _leave_signals_to_the_parent() -> None:
-    """The parent decides; workers are asked to stop, also where the whole group gets the signal."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _start_worker(threads: int) -> None:
-    _leave_signals_to_the_parent()
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = str(threads)
-
-
-def _forward(events: Any, report: Report) -> None:
-    while True:
-        try:
-            report(events.get_nowait())
-        except Empty:
-            return
+# ------------------------------------------------------------------------------------------ stopping
 
 
 class Stopping:

@@ -135,6 +135,10 @@ class Reporter:
     def _skipped(self, event: Json) -> None:
         self.say(f"{event['video']}: already done")
 
+    def _lost(self, event: Json) -> None:
+        self._drop(event["video"])
+        self.warn(event["text"])
+
     def _failed(self, event: Json) -> None:
         self._drop(event["video"])
         self.error(event["error"])

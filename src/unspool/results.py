@@ -50,6 +50,8 @@ from unspool.video import VideoWriter
 DISPLAY_SHORT_SIDE = 480  # px: larger sources are scaled down for the page
 CHUNK_FRAMES = 500  # frames in one data file of the page
 THUMBS, THUMB_WIDTH = 12, 160
+OWN_FOLDERS = ("videos", "data", "davis", "checkpoints", "tensorboard", "pictures")
+OWN_FILES = ("index.html", "run.json", "scores.json", "scores.csv", "log.jsonl")  # --overwrite removes both
 
 Json = dict[str, Any]
 Labels = Integer[np.ndarray, "h w"]
@@ -519,9 +521,9 @@ class Run:
         return content if isinstance(content, dict) else None
 
     def _clear(self) -> None:
-        for name in ("videos", "data", "davis", "checkpoints", "tensorboard", "pictures"):
+        for name in OWN_FOLDERS:
             shutil.rmtree(self.folder / name, ignore_errors=True)
-        for name in ("index.html", "run.json", "scores.json", "scores.csv", "log.jsonl"):
+        for name in OWN_FILES:
             (self.folder / name).unlink(missing_ok=True)
         for path in self.folder.glob("encoder*.safetensors"):
             path.unlink()

@@ -364,6 +364,7 @@ def eval_suite(
     device: Annotated[str | None, Parameter(group=RUNTIME)] = None,
     precision: Annotated[Literal["fp32", "bf16", "fp16"] | None, Parameter(group=RUNTIME)] = None,
     workers: Annotated[int | None, Parameter(group=RUNTIME)] = None,
+    ray: Annotated[str | None, Parameter(group=RUNTIME)] = None,
     dry_run: Annotated[bool, Parameter(group=RUNTIME)] = False,
     json: Annotated[bool, Parameter(name="--json", group=RUNTIME)] = False,
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], group=RUNTIME)] = False,
@@ -409,6 +410,8 @@ def eval_suite(
         Of all runs: arithmetic of the encoder.
     workers
         Videos in work at the same time, in each run.
+    ray
+        Each run on a Ray cluster: auto, HOST:PORT, or local.
     dry_run
         List the runs, and stop.
     json
@@ -421,7 +424,7 @@ def eval_suite(
     from unspool.reporting import Reporter
     from unspool.verbs import suite
 
-    given = {"--device": device, "--precision": precision, "--workers": workers}
+    given = {"--device": device, "--precision": precision, "--workers": workers, "--ray": ray}
     shared = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
     order = suite.Order.of(model, suite.read_data(data), suite.read_tables(tables or ()), output, shared)
     with Reporter(as_json=json, quiet=quiet, verbose=verbose) as reporter:

@@ -55,12 +55,14 @@ class ModelOptions:
 class RunOptions:
     """Where results go and how the run behaves."""
 
-    output: Annotated[Path | None, Parameter(name=["--output", "-o"], group=OUTPUT)] = None
-    "Result folder. Default: unspool-VERB-NAME in the working directory."
+    output: Annotated[str | None, Parameter(name=["--output", "-o"], group=OUTPUT)] = None
+    "Result folder. Default: unspool-VERB-NAME in the working directory; an fsspec address gets a copy of it."
     overwrite: Annotated[bool, Parameter(group=OUTPUT)] = False
     "Start again in a folder that holds results of other settings."
     workers: Annotated[int, Parameter(group=RUNTIME)] = 1
     "Videos in work at the same time, each in a process of its own."
+    ray: Annotated[str | None, Parameter(group=RUNTIME)] = None
+    "Work on a Ray cluster (extra `ray`), not by --workers: auto, HOST:PORT, or local, one on this machine."
     dry_run: Annotated[bool, Parameter(group=RUNTIME)] = False
     "Say what would be done, with estimated time and peak memory, and stop."
     timings: Annotated[bool, Parameter(group=RUNTIME)] = False
@@ -125,15 +127,23 @@ def run_plan(plan: Any, run: RunOptions, model: ModelOptions | None, **arguments
 
     if run.workers < 1:
         raise UsageError(f"--workers {run.workers}: at least 1")
+    if run.ray and run.workers > 1:
+        raise UsageError(
+            f"--ray {run.ray} takes what the cluster has (`ray start --num-cpus N`); no --workers"
+        )
     if model is not None:
         single, workers = model.settings or [], run.workers
         arguments["settings"] = resolve_settings(model.given(), model.config, single, workers=workers)
+    address = run.output if run.output and "://" in run.output else None
+    folder = Path(run.output) if run.output and not address else None
     with Reporter(as_json=run.json, quiet=run.quiet, verbose=run.verbose, timings=run.timings) as reporter:
         return jobs.execute(
-            plan(output=run.output, **arguments),
+            plan(output=folder, **arguments),
             reporter,
             command=["unspool", *sys.argv[1:]],
             overwrite=run.overwrite,
             workers=run.workers,
+            ray=run.ray,
+            address=address,
             dry_run=run.dry_run,
         )

@@ -162,8 +162,7 @@ def load_encoder(
         own: Any = encoder_of_file(Path(model), seed=seed, std=spread, device=place, dtype=cast)
         return own  # type: ignore[no-any-return]
     if str(model) in SHIPPED:
-        file = Path(str(files("unspool") / "weights" / f"{model}.safetensors"))
-        encoder: Any = _encoder_of(read_checkpoint(file), str(model), positions, spread)
+        encoder: Any = _encoder_of(read_checkpoint(shipped(str(model))), str(model), positions, spread)
     elif str(model).startswith("random-"):
         encoder = _random(str(model), seed, positions, spread)
     elif str(model) in MODELS or str(model).startswith("timm/"):
@@ -268,6 +267,11 @@ def _from_file(path: Path, positions: Positions, std: Std) -> nn.Module:
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
         raise UsageError(f"model '{path}' is unknown: neither a name nor a file; {hint}")
     return _encoder_of(read_checkpoint(path), path.name, positions, std)
+
+
+def shipped(name: str) -> Path:
+    """The file of a model that comes with unspool."""
+    return Path(str(files("unspool") / "weights" / f"{name}.safetensors"))
 
 
 def _encoder_of(checkpoint: Checkpoint, name: str, positions: Positions, std: Std) -> nn.Module:

@@ -17,18 +17,13 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from unspool.encoders import SAVED, Encoder, encode_batches, load_encoder, save_encoder
+from unspool.encoders import SAVED, SHIPPED, Encoder, encode_batches, load_encoder, save_encoder, shipped
 from unspool.encoders.checkpoints import load_strictly, tensors_named
 from unspool.errors import UsageError, WeightsError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 ROWS = 128  # of attention, at a time
-OWN = (
-    "temporal_transformer.",
-    "temporal_embedding",
-    "heads",
-    "features",
-)  # what the tensors of a correlator are called
+OWN = ("temporal_transformer.", "temporal_embedding", "heads", "features")  # tensors of a correlator
 
 
 @dataclass(frozen=True)
@@ -263,26 +258,29 @@ def untrained(encoder: Encoder, *, heads: int = 8, seed: int = 0) -> Correlator:
     return _ready(correlator, encoder)
 
 
-def holds_block(path: str | Path) -> bool:
-    """Whether a file, or a folder that training left, holds a block beside its encoder."""
-    path = _file(Path(path))
+def holds_block(model: str | Path) -> bool:
+    """Whether a shipped model, a file, or a folder that training left, holds a block beside its encoder."""
+    path = _file(model)
     return path.suffix != ".py" and path.is_file() and bool(tensors_named(path, OWN))
 
 
-def _file(path: Path) -> Path:
+def _file(model: str | Path) -> Path:
+    if str(model) in SHIPPED:
+        return shipped(str(model))
+    path = Path(model)
     return path / SAVED if path.is_dir() else path
 
 
 def load_correlator(
-    path: str | Path, *, device: str = "auto", precision: Precision = "fp32", heads: int = 8
+    model: str | Path, *, device: str = "auto", precision: Precision = "fp32", heads: int = 8
 ) -> Correlator:
-    """The correlator of a file: a published checkpoint of BA, or what `save_correlator` or training wrote.
+    """A correlator: one that comes with unspool, a published checkpoint, or what `save_correlator` wrote.
 
     `precision`: of the encoder. `heads`: of a published one, which does not say. Raises WeightsError where
     the file holds no block, or not exactly what a block has.
     """
-    path = _file(Path(path))
-    encoder = load_encoder(path, device=device, precision=precision)
+    path = _file(model)
+    encoder = load_encoder(model if str(model) in SHIPPED else path, device=device, precision=precision)
     state = tensors_named(path, OWN)
     if not state:
         raise WeightsError(f"{path}: holds an encoder, but no {OWN[0]}*; train one with: unspool train ba")

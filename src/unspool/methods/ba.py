@@ -43,7 +43,7 @@ class Config:
     features: str = "auto"  # of the encoder; auto: `keys` of a ViT's last block (decision 1), else `tokens`
     heads: int = 8
     layers: int = 1
-    likeness: float = 0.0  # attention starts as softmax(likeness * q.k) of the tokens themselves; 0: random (ours)
+    likeness: float = 0.0  # > 0: queries and keys start as this multiple of the tokens (ours); 0: random
     temporal_embedding: int = 0  # frames of the learnt pe; 0: none (decision 3)
     class_token: bool = False  # whether the class token joins each frame in training (decision 2)
     dropout: tuple[float, float] = (0.4, 0.1)  # of attention; of projection and MLP
@@ -153,10 +153,10 @@ def build(config: Config, encoder: Encoder | None = None, ranks: Ranks = ALONE) 
 
 @torch.no_grad()
 def start_alike(learner: Learner, likeness: float) -> None:
-    """Queries and keys of every block are the same multiple of its tokens.
+    """Products of queries and keys of every block are `likeness` times those of its tokens.
 
-    Where positives are what attention already picks (Eq. 4), a random start may settle on places in the frame;
-    this one begins with things that look alike. Ours.
+    Positives are what attention already picks (Eq. 4): a random start may settle on places in the frame, this
+    one begins with things that look alike. Ours.
     """
     for block in learner.blocks:
         queries, keys, _ = block.attn["qkv"].weight.chunk(3)

@@ -1,4 +1,4 @@
-"""`unspool demo`: a rendered clip of which every mask is known, tracked and scored; offline."""
+"""`unspool demo`: a rendered clip of which every mask is known, segmented, tracked and scored."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from unspool.data.vos import VosSequence
 from unspool.jobs import Plan, Report, Stop
@@ -20,21 +20,20 @@ from unspool.protocols.tracking import (
 from unspool.rendered import RenderedClip, demo_scene
 from unspool.results import Json
 from unspool.verbs.scoring import write_scores
+from unspool.verbs.segment import SegmentJob, SegmentSettings, segment_video, segmenting_record
 from unspool.verbs.track import Settings, TrackJob, track_video, tracking_plan, tracking_record
 from unspool.video import VideoWriter
-
-if TYPE_CHECKING:
-    pass
 
 DEMO_PROTOCOL = "davis17-semi"
 
 
 def demo_plan(*, output: Path | None, settings: Settings) -> Plan:
-    """`unspool demo`: a rendered clip with known truth, tracked and scored; needs no file and no network."""
+    """`unspool demo`: a rendered clip with known truth, segmented, tracked and scored; offline."""
     folder = output or Path("unspool-demo")
     tracking = tracking_record(settings)
     job = DemoJob("rendered", folder, settings, tracking)
-    plan = tracking_plan("demo", folder, settings, tracking, [job])
+    config = {"segmenting": segmenting_record(segmenting_of_demo(settings))}
+    plan = tracking_plan("demo", folder, settings, tracking, [job], config=config)
     finish = partial(_finish_demo, job)
     return replace(plan, work=demo_video, finish=finish)
 
@@ -59,9 +58,14 @@ class DemoJob:
 
 
 def demo_video(job: DemoJob, report: Report, stop: Stop) -> Json:
-    """Render the clip, its first mask and its truth to files as a user would have them, and track it."""
+    """Render the clip, its first mask and its truth to files as a user would have them; segment and track it.
+
+    The segmentation is a second video of the page; tracking comes last, since its `done.json` ends the job.
+    """
     report({"event": "note", "text": "rendering a clip of which every mask is known"})
     sequence = _render(job)
+    found = segment_video(_demo_segment(job, sequence), report, stop)
+    report({"event": "note", "text": f"{found['name']}: {len(found['objects'])} objects without any label"})
     done = track_video(_demo_track(job, sequence), report, stop)
     return done | {"identity": job.identity}
 
@@ -71,6 +75,27 @@ def _demo_track(job: DemoJob, sequence: VosSequence) -> TrackJob:
         job.name, str(sequence.frames), job.folder, job.settings, job.tracking,
         sequence=sequence, protocol=DEMO_PROTOCOL,
     )  # fmt: skip
+
+
+def _demo_segment(job: DemoJob, sequence: VosSequence) -> SegmentJob:
+    settings = segmenting_of_demo(job.settings)
+    return SegmentJob(
+        f"{job.name}-segmented", str(sequence.frames), job.folder, settings, segmenting_record(settings)
+    )
+
+
+def segmenting_of_demo(settings: Settings) -> SegmentSettings:
+    """Every other frame, small; with the default correlator, unless the model that is named is one."""
+    from unspool.encoders.correlator import holds_block  # noqa: PLC0415
+
+    return SegmentSettings(
+        model=settings.model if holds_block(settings.model) else SegmentSettings.model,
+        every=2,
+        device=settings.device,
+        precision=settings.precision,
+        seed=settings.seed,
+        segmenting={"resolution": [128, 224]},
+    )
 
 
 def _render(job: DemoJob) -> VosSequence:

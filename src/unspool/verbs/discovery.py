@@ -37,7 +37,6 @@ from unspool.protocols.discovery import (
 from unspool.results import Json, VideoResult, safe_name, write_json, written_whole
 from unspool.verbs.scoring import link_official
 from unspool.verbs.segment import (
-    SHIPPED,
     SegmentSettings,
     _Clock,
     _how,
@@ -133,8 +132,7 @@ def discovery_plan(
     name, videos, kind = _videos(data, names, settings.seed)
     rows = rows_of(protocols or kind.protocols, _checked(foregrounds or FOREGROUNDS))
     settings = _for_one_object(settings) if kind.one_object else settings
-    model = settings.model or ("shipped" if settings.named.endswith(SHIPPED) else settings.named)
-    folder = output or Path(f"unspool-eval-discovery-{name}-{safe_name(model)}")
+    folder = output or Path(f"unspool-eval-discovery-{name}-{safe_name(settings.model)}")
     segmenting = segmenting_record(settings)
     jobs = [
         DiscoveryJob(safe_name(video.name), video, folder, settings, segmenting, after, rows)
@@ -144,7 +142,7 @@ def discovery_plan(
         "data": name,
         "protocols": [row.label for row in rows],
         "postprocessing": after.name,
-        "model": model,
+        "model": settings.model,
         "precision": settings.precision,
         "seed": settings.seed,
         "segmenting": segmenting,
@@ -173,7 +171,7 @@ def _for_one_object(settings: SegmentSettings) -> SegmentSettings:
     from unspool.encoders.correlator import holds_block  # noqa: PLC0415 (torch only when work starts)
 
     clustering = settings.segmenting.get("clustering", {})
-    if "tau" in clustering or not holds_block(settings.named):
+    if "tau" in clustering or not holds_block(settings.model):
         return settings
     changed = {**settings.segmenting, "clustering": {**clustering, "tau": TAU_OF_ONE}}
     return replace(settings, segmenting=changed)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 from unspool.data.vos import davis, mask_trees
 from unspool.errors import UsageError
@@ -26,9 +25,6 @@ from unspool.protocols.tracking import (
 )
 from unspool.results import Json, safe_name, write_json, written_whole
 from unspool.verbs.track import Settings, TrackJob, masks_written, tracking_plan, tracking_record
-
-if TYPE_CHECKING:
-    pass
 
 
 def eval_plan(

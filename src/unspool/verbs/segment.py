@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
 from functools import lru_cache, partial
-from importlib.resources import files
 from itertools import islice
 from math import ceil
 from pathlib import Path
@@ -24,7 +23,6 @@ from unspool.options import file_stamp, in_words, parse_single, read_toml, size_
 from unspool.results import Json, VideoResult
 from unspool.video import open_video
 
-SHIPPED = "correlator.safetensors"  # in weights/: what segments where no model is named
 UNTRAINED: Json = {"represent": "features", "finest": 0.07}  # of an encoder without a block of its own
 SLACK = 1.1  # measurements of memory vary
 UNTRAINED_TAU = 0.1  # cosine distance
@@ -38,7 +36,7 @@ PALETTE = 96  # colours that the clusters of a cut share
 class SegmentSettings:
     """Options of `segment`; `segmenting` holds fields of `unspool.segmenting.Segmenting`."""
 
-    model: str | None = None  # None: the correlator that is shipped, else an encoder of random weights
+    model: str = "dul-small"  # a correlator or an encoder: a name or a checkpoint file
     every: int = 1  # one frame of so many is segmented
     device: str = "auto"
     precision: str = "fp32"
@@ -52,14 +50,6 @@ class SegmentSettings:
     def memory_each(self) -> int | None:
         """Bytes for one process."""
         return None if self.memory is None else self.memory // self.processes
-
-    @property
-    def named(self) -> str:
-        """The model that is loaded."""
-        if self.model is not None:
-            return self.model
-        shipped = Path(str(files("unspool"))) / "weights" / SHIPPED
-        return str(shipped) if shipped.is_file() else "random-resnet18"
 
 
 def resolve_segment_settings(
@@ -141,7 +131,7 @@ def segmenting_record(settings: SegmentSettings) -> Json:
 
     changes: Json = {**settings.segmenting}
     clustering = {"seed": settings.seed, **changes.pop("clustering", {})}
-    if "represent" not in changes and not holds_block(settings.named):
+    if "represent" not in changes and not holds_block(settings.model):
         changes = {**UNTRAINED, **changes}
         clustering = {"tau": UNTRAINED_TAU, **clustering}
     record = asdict(_how({**changes, "clustering": clustering}))
@@ -198,7 +188,7 @@ def _correlator(model: str, device: str, precision: Any, seed: int) -> Any:
 
 
 def _model_of(settings: SegmentSettings) -> Any:
-    return _correlator(settings.named, settings.device, settings.precision, settings.seed)
+    return _correlator(settings.model, settings.device, settings.precision, settings.seed)
 
 
 def _model_record(settings: SegmentSettings) -> Json:
@@ -211,7 +201,7 @@ def _model_record(settings: SegmentSettings) -> Json:
     return {
         **facts_of(correlator.encoder),
         "weights_hash": weights_hash(correlator),
-        "block": "learnt" if holds_block(settings.named) else "random",
+        "block": "learnt" if holds_block(settings.model) else "random",
         "device": settings.device,
     }
 
@@ -391,7 +381,7 @@ def segment_plan(*, output: Path | None, settings: SegmentSettings, inputs: Sequ
         for name, video in zip(names, videos, strict=True)
     ]
     config = {
-        "model": settings.model or ("shipped" if settings.named.endswith(SHIPPED) else settings.named),
+        "model": settings.model,
         "every": settings.every,
         "precision": settings.precision,
         "seed": settings.seed,

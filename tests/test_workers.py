@@ -1,0 +1,217 @@
+"""Jobs run here, in processes or on a Ray cluster: a worker that is killed loses nothing, doubles nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from make_jobs import Item, do, wait_until_stopped, write_part
+from test_journeys import make_clip, make_mask
+
+from unspool import workers
+from unspool.cli import main
+from unspool.errors import UnspoolError, UsageError
+from unspool.jobs import Plan, Report, Stop, execute, stopping
+from unspool.results import Json
+from unspool.verbs.track import Settings, TrackJob, track_plan, track_video
+from unspool.workers import Cluster, run_jobs
+
+with_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install 'unspool[ray]'"
+)
+EVERYWHERE = ["processes", pytest.param("ray", marks=with_ray)]
+NAMES = ["a", "b", "c", "d"]
+
+
+def track_and_die(job: TrackJob, report: Report, stop: Stop) -> Json:
+    """`track_video`, killed in the middle of video b when it is begun for the first time."""
+    killed = job.folder.parent / f"{job.folder.name}-killed"
+
+    def kill(event: Json) -> None:
+        report(event)
+        if event["event"] == "frame" and event["frame"] == 3 and job.name == "b" and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return track_video(job, kill, stop)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a Ray cluster of two processes on this machine."""
+    import ray
+
+    before, here = os.environ.get("PYTHONPATH", ""), str(Path(__file__).parent)
+    os.environ |= {"PYTHONPATH": os.pathsep.join([here, before]), "RAY_USAGE_STATS_ENABLED": "0"}
+    # Ray asks for 15, and a busy machine starves them
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (its name)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        yield ray.get_runtime_context().gcs_address
+    finally:
+        ray.shutdown()
+        os.environ["PYTHONPATH"] = before
+
+
+@pytest.fixture
+def where(request: pytest.FixtureRequest) -> Json:
+    """Arguments of `execute`: two processes, or the cluster."""
+    return {"ray": request.getfixturevalue("cluster")} if request.param == "ray" else {"workers": 2}
+
+
+def videos_of(folder: Path) -> list[str]:
+    for name in NAMES:
+        make_clip(folder / f"{name}.mp4")
+        make_mask(folder / "masks" / f"{name}.png")
+    return [str(folder / f"{name}.mp4") for name in NAMES]
+
+
+def carry(folder: Path, videos: list[str], work: workers.Work, **more: Any) -> tuple[int, list[Json]]:
+    settings = Settings(model="random-resnet18", device="cpu")
+    planned = track_plan(
+        output=folder, settings=settings, inputs=videos, masks=[str(Path(videos[0]).parent / "masks")]
+    )
+    events: list[Json] = []
+    plan = Plan(planned.verb, planned.folder, planned.config, planned.jobs, work, planned.model)
+    return execute(plan, events.append, command=["unspool"], **more), events
+
+
+def masks(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.glob("videos/*/masks/*.png"))}
+
+
+@pytest.mark.parametrize("where", EVERYWHERE, indirect=True)
+def test_a_worker_killed_in_the_middle_loses_nothing_and_doubles_nothing(where: Json, tmp_path: Path) -> None:
+    videos = videos_of(tmp_path / "videos")
+    assert carry(tmp_path / "one", videos, track_video)[0] == 0
+    code, events = carry(tmp_path / "many", videos, track_and_die, **where)
+    assert code == 0
+    assert (tmp_path / "many-killed").exists()
+    assert masks(tmp_path / "many") == masks(tmp_path / "one")
+    assert len(masks(tmp_path / "many")) == 6 * len(NAMES)
+    recorded = json.loads((tmp_path / "many" / "run.json").read_text())["videos"]
+    assert sorted((entry["name"], entry["status"]) for entry in recorded) == [(n, "done") for n in NAMES]
+    assert sorted(e["video"] for e in events if e["event"] == "done") == NAMES
+    assert [e["video"] for e in events if e["event"] == "lost"] == ["b"]
+    frames = [(e["video"], e["frame"]) for e in events if e["event"] == "frame" and e["video"] != "b"]
+    assert sorted(frames) == [(name, number) for name in "acd" for number in range(1, 7)]
+    assert not list((tmp_path / "many").glob(".*"))
+
+
+@pytest.mark.parametrize("where", EVERYWHERE, indirect=True)
+def test_a_job_that_kills_every_worker_is_named_and_the_others_are_done(where: Json, tmp_path: Path) -> None:
+    items = [Item("a", tmp_path), Item("b", tmp_path, deaths=9), Item("c", tmp_path)]
+    (tmp_path / "result").mkdir()
+    cluster = Cluster(where["ray"], tmp_path / "result") if "ray" in where else None
+    with stopping() as stop:
+        ended = [
+            (job.name, outcome)
+            for job, outcome in run_jobs(items, do, lambda event: None, stop, workers=2, cluster=cluster)
+        ]
+    outcomes: dict[str, Any] = dict(ended)
+    assert sorted(name for name, _ in ended) == ["a", "b", "c"]
+    assert outcomes["a"] == {"name": "a"} and outcomes["c"] == {"name": "c"}
+    assert isinstance(outcomes["b"], UnspoolError)
+    assert "b: a worker process was killed" in str(outcomes["b"])
+    begun = (tmp_path / "begun.txt").read_text().split()
+    assert sorted(begun) == ["a", "b", "b", "c"]
+
+
+@pytest.mark.parametrize("where", EVERYWHERE, indirect=True)
+def test_a_stop_ends_what_runs_and_begins_nothing_more(where: Json, tmp_path: Path) -> None:
+    items = [Item(name, tmp_path) for name in NAMES]
+    (tmp_path / "result").mkdir()
+    cluster = Cluster(where["ray"], tmp_path / "result") if "ray" in where else None
+    with stopping() as stop:
+
+        def report(event: Json) -> None:
+            if event["event"] == "note":
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        ended = list(run_jobs(items, wait_until_stopped, report, stop, workers=2, cluster=cluster))
+    assert 1 <= len(ended) <= 2
+    assert all(isinstance(outcome, workers.Interrupted) for _, outcome in ended)
+
+
+@with_ray
+def test_an_error_on_the_cluster_keeps_its_kind_and_its_trace(cluster: str, tmp_path: Path) -> None:
+    items = [Item("a", tmp_path / "missing" / "deeper")]
+    with stopping() as stop:
+        ((_, outcome),) = run_jobs(items, do, lambda event: None, stop, cluster=Cluster(cluster, tmp_path))
+    assert isinstance(outcome, FileNotFoundError)
+    assert "in do" in outcome.__notes__[0]
+
+
+class Told:
+    """In place of Ray's queue."""
+
+    def __init__(self) -> None:
+        self.events: list[Json] = []
+        self.actor = self.put_nowait = self
+        self.remote, self.qsize = self.events.append, self.events.__len__
+
+
+def test_where_the_result_folder_is_not_seen_the_files_of_the_job_are_sent_back(tmp_path: Path) -> None:
+    events, result = Told(), Path("result")
+    outcome, sent = workers._elsewhere(Item("a", result), write_part, events, result, ".mark", str(tmp_path))
+    assert outcome == {"name": "a"}
+    assert sorted(sent) == ["data/a.js", "videos/a/done.json"]
+    assert not (tmp_path / "result").exists()
+    assert events.events[0]["event"] == "begun"
+
+
+def test_where_the_result_folder_is_seen_nothing_is_sent(tmp_path: Path) -> None:
+    result = tmp_path / "result"
+    result.mkdir()
+    with workers._marked(result) as mark:
+        _, sent = workers._elsewhere(Item("a", result), write_part, Told(), result, mark, str(tmp_path))
+    assert sent == {}
+    assert (result / "videos/a/done.json").exists()
+
+
+def test_a_missing_extra_is_named_with_the_line_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match=r"pip install 'unspool\[ray\]'"):
+        carry(tmp_path / "r", videos_of(tmp_path / "videos"), track_video, ray="auto")
+
+
+def test_workers_beside_a_cluster_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    video, mask = make_clip(tmp_path / "a.mp4"), make_mask(tmp_path / "a.png")
+    with pytest.raises(SystemExit) as end:
+        main(["track", str(video), "--mask", str(mask), "--ray", "local", "--workers", "2"])
+    assert end.value.code == 2
+    assert "--ray local takes what the cluster has" in capsys.readouterr().err
+
+
+@with_ray
+def test_a_command_on_the_cluster_is_stopped_by_ctrl_c_and_continued(cluster: str, tmp_path: Path) -> None:
+    for name in NAMES:
+        make_clip(tmp_path / "videos" / f"{name}.mp4", frames=40)
+        make_mask(tmp_path / "masks" / f"{name}.png")
+    words = [sys.executable, "-m", "unspool", "track", "videos", "--mask", "masks", "-o", "result", "--json"]
+    words += ["--model", "random-resnet18", "--device", "cpu", "--ray", cluster]
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line)["event"] == "frame":
+            process.send_signal(signal.SIGINT)
+            break
+    process.stdout.read()
+    assert process.wait(60) == 130
+    record = json.loads((tmp_path / "result" / "run.json").read_text())
+    assert record["status"] == "interrupted"
+    assert any(entry["status"] == "interrupted" for entry in record["videos"])
+    assert subprocess.run(words, cwd=tmp_path, capture_output=True, check=False, timeout=120).returncode == 0
+    record = json.loads((tmp_path / "result" / "run.json").read_text())
+    assert sorted((v["name"], v["status"]) for v in record["videos"]) == [(n, "done") for n in NAMES]
+    assert len(masks(tmp_path / "result")) == 160
