@@ -9,7 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from test_encoders_own import POOLED
@@ -21,9 +21,6 @@ from unspool.verbs.suite.running import Model, _said_once, planned, why_empty
 from unspool.verbs.suite.running import Order as Suite
 from unspool.verbs.suite.tables import KINDS, Column, Row, evaluations, read_data, read_tables
 from unspool.verbs.suite.writing import Source, filled, latex, markdown
-
-if TYPE_CHECKING:
-    from chromium import Browser
 
 DATA = """
 [data]
@@ -109,6 +106,13 @@ def test_every_form_of_a_table_shows_ours_the_published_values_and_the_reasons(d
     page = (done / "out/index.html").read_text("utf-8")
     assert "no ytvos in data.toml" in page and 'href="runs/tracking-davis17-my/index.html"' in page
     assert "no ytvos in data.toml" in (done / "out/tables/timet-4.md").read_text("utf-8")
+
+
+def test_a_table_says_which_options_are_not_the_published_ones(done: Path) -> None:
+    said = "Ours with other options than published: tracking --resolution 32."
+    assert said in table(done, "dul-davis")["note"]
+    assert said in (done / "out/index.html").read_text("utf-8")
+    assert "options" not in table(done, "timet-1a")["note"]
 
 
 def test_a_second_call_keeps_what_is_finished(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -247,7 +251,8 @@ def escaped() -> Any:
     cell = filled(column, 0, Row("R_1 ± |", (12.34,)), None, NASTY)
     return {
         "title": NASTY, "note": NASTY, "columns": [{"title": NASTY, "protocol": "a_b"}],
-        "rows": [{"model": NASTY, "row": "", "cells": [cell]}], "published": [{"row": "R_1 ± |", "values": [None]}],
+        "rows": [{"model": NASTY, "row": "", "cells": [cell]}],
+        "published": [{"row": "R_1 ± |", "values": [None]}],
     }  # fmt: skip
 
 
@@ -283,7 +288,7 @@ def test_a_run_without_the_score_says_which(tmp_path: Path) -> None:
         ('[data]\ndavis17 = "x"', "no such folder"),
         ("[data]\nrendered = 0", "expected how many clips"),
         ("[sets]\na = 1", "'sets' is unknown"),
-        ("[data]\nrendered = 1\n[options]\nclusters = ''", "options of 'clusters', which is none of tracking"),
+        ("[data]\nrendered = 1\n[options]\nclusters = ''", "options of 'clusters', which is none of"),
         ("[data]\nrendered = 1\n[options]\nclustering = 3", "expected words"),
     ],
 )
@@ -317,7 +322,7 @@ def test_the_page_fits_its_window_without_errors(done: Path, width: int, tmp_pat
         pytest.skip("no chromium")
     from chromium import Browser
 
-    browser: Browser = Browser(tmp_path / "profile")
+    browser = Browser(tmp_path / "profile")
     try:
         browser.open(done / "out/index.html", width=width)
         assert browser.run("return document.documentElement.scrollWidth") <= width

@@ -292,11 +292,19 @@ def _filled(
     return {
         "name": table.name,
         "title": table.title,
-        "note": table.note,
+        "note": " ".join([table.note, *_otherwise(table, order.data)]).strip(),
         "columns": [{"title": c.title, "protocol": c.protocol} for c in table.columns],
         "rows": lines,
         "published": [{"row": row.name, "values": list(row.published)} for row in table.rows],
     }
+
+
+def _otherwise(table: Table, data: Data) -> list[str]:
+    """What the data file changes of the evaluations that a table is made of."""
+    used = {(c.evaluation, c.data) for c in table.columns if c.data in data.places and not table.filled_by}
+    names = dict.fromkeys(name for e, kind in sorted(used) for name in (e, f"{e}-{kind}"))
+    changed = [f"{name} {shlex.join(data.options[name])}" for name in names if name in data.options]
+    return [f"Ours with other options than published: {'; '.join(changed)}."] if changed else []
 
 
 def _not_done(how: Ended | None) -> str:
