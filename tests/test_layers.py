@@ -15,7 +15,7 @@ FLOORS = [
     {"protocols"},
     {"results"},
     {"page_clustering", "page_training", "segments", "export_encoder", "workers", "mirror"},
-    {"page", "page_sweep", "training", "export"},
+    {"page", "page_suite", "page_sweep", "training", "export"},
     {"inputs", "jobs", "options", "reporting"},
     {"verbs"},
     {"cli"},

@@ -1,6 +1,6 @@
 """Encoders: images in, a grid of features out; frozen.
 
-`load_encoder` takes a name, a checkpoint file, or any module of your own.
+`load_encoder` takes a name, a checkpoint file, a Python file, or any module of your own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from unspool.encoders.checkpoints import (
     vit_sizes,
     weights_hash,
 )
-from unspool.encoders.images import IMAGENET_STD, encode_batches, normalised, offered
+from unspool.encoders.images import IMAGENET_STD, encode_batches
+from unspool.encoders.own import ModuleEncoder, encoder_of_file, facts_of
 from unspool.encoders.resnet import (
     DulHead,
     ResNetEncoder,
@@ -34,9 +35,17 @@ from unspool.encoders.resnet import (
     resnet50_stride16,
 )
 from unspool.encoders.vit import Positions, ViTEncoder, build_vit
-from unspool.errors import ShapeError, UsageError, WeightsError, WeightsUnavailable
+from unspool.errors import UsageError, WeightsError, WeightsUnavailable
 
-__all__ = ["MODELS", "Encoder", "describe_models", "encode_batches", "load_encoder", "save_encoder"]
+__all__ = [
+    "MODELS",
+    "Encoder",
+    "describe_models",
+    "encode_batches",
+    "facts_of",
+    "load_encoder",
+    "save_encoder",
+]
 
 Std = tuple[float, float, float]
 
@@ -132,11 +141,13 @@ def load_encoder(
     """An encoder, frozen and in evaluation mode.
 
     `model`: a name (`unspool models` lists them), a checkpoint file in any of the published layouts, a folder
-    that training left, or a module of your own from images `[b, 3, h, w]` (normalised as ImageNet) to maps
-    `[b, c, h', w']` or tokens `[b, n, c]`, whose `patch` (px per token) you name. A published name is looked
-    for in the folders of `$UNSPOOL_WEIGHTS` and then downloaded through timm. `seed` decides random models
-    only, `positions` how ViTs stretch theirs. A module of your own is put into evaluation mode, on `device`
-    and, unless `precision` is fp32, cast, all in place; whether it can still be trained is left to you.
+    that training left, a Python file whose function `encoder()` makes one (it is run; see
+    `unspool.encoders.own`), or a module of your own from images `[b, 3, h, w]` (normalised as ImageNet) to
+    maps `[b, c, h', w']` or tokens `[b, n, c]`, whose `patch` (px per token) you name. A published name is
+    looked for in the folders of `$UNSPOOL_WEIGHTS` and then downloaded through timm. `seed` decides random
+    models only, `positions` how ViTs stretch theirs. A module of your own is put into evaluation mode, on
+    `device` and, unless `precision` is fp32, cast, all in place; whether it can still be trained is left to
+    you.
     Raises UsageError for an unknown name, WeightsUnavailable where weights cannot be had, WeightsError where
     they do not fit.
     """
@@ -144,10 +155,12 @@ def load_encoder(
         raise UsageError(f"precision '{precision}' is unknown; choose one of {', '.join(PRECISIONS)}")
     place = device_named(device)
     spread = std or IMAGENET_STD
+    cast = None if precision == "fp32" else PRECISIONS[precision]
     if isinstance(model, nn.Module):
-        return ModuleEncoder(
-            model, patch, spread, place, None if precision == "fp32" else PRECISIONS[precision]
-        )
+        return ModuleEncoder(model, patch, spread, place, cast)
+    if Path(model).suffix == ".py":
+        own: Any = encoder_of_file(Path(model), seed=seed, std=spread, device=place, dtype=cast)
+        return own  # type: ignore[no-any-return]
     if str(model) in SHIPPED:
         encoder: Any = _encoder_of(read_checkpoint(shipped(str(model))), str(model), positions, spread)
     elif str(model).startswith("random-"):
@@ -299,48 +312,6 @@ def _vit_of(checkpoint: Checkpoint, name: str, positions: Positions, std: Std) -
     return ViTEncoder(network, name=name, positions=positions, std=std)
 
 
-class ModuleEncoder(nn.Module):
-    """Any module from normalised images to maps `[b, c, h', w']` or tokens `[b, h' w', c]`, row by row."""
-
-    offers: tuple[str, ...] = ("tokens",)
-
-    def __init__(
-        self, module: nn.Module, patch: int | None, std: Std, device: torch.device, dtype: torch.dtype | None
-    ) -> None:
-        super().__init__()
-        if patch is None:
-            raise UsageError(
-                "load_encoder(module): name the px per token, e.g. load_encoder(module, patch=14)"
-            )
-        self.module, self.std = module.eval().to(device, dtype), std
-        self.name = type(module).__name__
-        self.patch = self.multiple = patch
-        self.weights_hash = weights_hash(module)
-        side = -(-224 // patch) * patch
-        with torch.no_grad():
-            self.dim = self(torch.zeros(1, 3, side, side))["tokens"].shape[1]
-
-    def forward(self, images: Tensor, want: tuple[str, ...] = ("tokens",)) -> dict[str, Tensor]:
-        """The module's map of images `[b, 3, h, w]`, uint8 or float in 0..1, without gradients.
-
-        Raises ShapeError where the module's answer is no map of one vector per patch.
-        """
-        offered(want, self.offers, self.name)
-        like = next(self.module.parameters(), torch.zeros(1))
-        with torch.no_grad():
-            out: Tensor = self.module(normalised(images, self.std, like))
-        height, width = images.shape[-2] // self.patch, images.shape[-1] // self.patch
-        if out.ndim == 3 and out.shape[1] == height * width:
-            out = out.transpose(1, 2).reshape(len(out), -1, height, width)
-        if out.ndim != 4 or out.shape[-2:] != (height, width):
-            raise ShapeError(
-                f"module {self.name} returned {list(out.shape)} for images {list(images.shape)}; with "
-                f"patch={self.patch} it must return [b, c, {height}, {width}] or [b, {height * width}, c]; "
-                "drop class tokens, and name the patch that fits"
-            )
-        return {"tokens": out}
-
-
 def describe_models(name: str | None = None) -> str:
     """The table of `unspool models`, or what is known of one."""
     if name is None:
@@ -353,7 +324,11 @@ def describe_models(name: str | None = None) -> str:
         width = max(len(row[0]) for row in rows)
         lines = [f"{n:<{width}}  {about} ({how})" for n, about, how in rows]
         return "\n".join(
-            [*lines, "Any checkpoint file of a published layout can be given in place of a name."]
+            [
+                *lines,
+                "Any checkpoint file of a published layout can be given in place of a name,",
+                "and any Python file with a function encoder() that returns a torch.nn.Module.",
+            ]
         )
     encoder = load_encoder(name, device="cpu")
     parameters = sum(p.numel() for p in encoder.parameters())  # type: ignore[attr-defined]

@@ -261,7 +261,7 @@ def untrained(encoder: Encoder, *, heads: int = 8, seed: int = 0) -> Correlator:
 def holds_block(model: str | Path) -> bool:
     """Whether a shipped model, a file, or a folder that training left, holds a block beside its encoder."""
     path = _file(model)
-    return path.is_file() and bool(tensors_named(path, OWN))
+    return path.suffix != ".py" and path.is_file() and bool(tensors_named(path, OWN))
 
 
 def _file(model: str | Path) -> Path:

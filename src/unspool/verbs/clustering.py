@@ -30,7 +30,7 @@ from unspool.data.labelled import (
     labelled_voc,
     labelled_ytvos,
 )
-from unspool.encoders import encode_batches, load_encoder
+from unspool.encoders import encode_batches, facts_of, load_encoder
 from unspool.errors import DataError, UsageError
 from unspool.jobs import Estimate, Interrupted, Plan, Report, Stop
 from unspool.masks import VOID, display_colours, draw_overlay, resize_labels
@@ -229,7 +229,7 @@ def _model_record(task: Task) -> Json:
                 f"an input of {task.side} px does not fit '{encoder.name}', whose sides are multiples of "
                 f"{encoder.multiple} px; use --resolution {fits}"
             )
-        found[role] = {n: getattr(encoder, n) for n in ("name", "weights_hash", "dim", "patch")}
+        found[role] = facts_of(encoder)
     record: Json = {**found.pop("model"), "device": task.device}
     return record | found
 

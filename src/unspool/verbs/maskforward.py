@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from unspool.data.labelled import Clip, labelled_davis
-from unspool.encoders import encode_batches, load_encoder
+from unspool.encoders import encode_batches, facts_of, load_encoder
 from unspool.errors import DataError, UsageError
 from unspool.jobs import Plan, Report, Stop
 from unspool.protocols.maskforward import MaskForward, flows_at_hand, sampled, score_video
@@ -109,7 +109,7 @@ def _model_record(job: ForwardJob) -> Json:
             f"an input of {job.how.side} px does not fit '{encoder.name}', whose sides are multiples of "
             f"{encoder.multiple} px; choose another --resolution"
         )
-    return {n: getattr(encoder, n) for n in ("name", "weights_hash", "dim", "patch")} | {"device": job.device}
+    return facts_of(encoder) | {"device": job.device}
 
 
 def forward(job: ForwardJob, report: Report, stop: Stop) -> Json:

@@ -193,13 +193,13 @@ def _model_of(settings: SegmentSettings) -> Any:
 
 def _model_record(settings: SegmentSettings) -> Json:
     """Facts of the model for `run.json`: the hash is that of encoder and block together."""
+    from unspool.encoders import facts_of  # noqa: PLC0415
     from unspool.encoders.checkpoints import weights_hash  # noqa: PLC0415
     from unspool.encoders.correlator import holds_block  # noqa: PLC0415
 
     correlator = _model_of(settings)
-    names = ("name", "dim", "patch")
     return {
-        **{name: getattr(correlator.encoder, name) for name in names},
+        **facts_of(correlator.encoder),
         "weights_hash": weights_hash(correlator),
         "block": "learnt" if holds_block(settings.model) else "random",
         "device": settings.device,

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
-import sys
-import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +19,7 @@ from unspool.jobs import Stopping, stopping
 from unspool.page_sweep import write_sweep_page
 from unspool.page_training import read_learning
 from unspool.results import Json, safe_name, write_json, written_whole
+from unspool.verbs.commands import read_json, run_command
 
 EXAMPLE = "e.g. `[[run]]`, `name = 'identity'`, `timet.forwards = 'identity'`"
 Report = Callable[[Json], None]
@@ -126,7 +124,7 @@ def carry_out_sweep(
                 for command, place in commands:
                     report({"event": "result", "text": shlex.join(["unspool", *command, "-o", str(place)])})
                 continue
-            if not all(_ordinary(command, place, report, stop, again) for command, place in commands):
+            if not all(_is_done(command, place, report, stop, again) for command, place in commands):
                 failed.append(item.name)
             _write_table(sweep, folder, report)
             if stop.is_set():
@@ -143,29 +141,11 @@ def carry_out_sweep(
     return 1 if failed else 0
 
 
-def _ordinary(command: list[str], folder: Path, report: Report, stop: Stopping, again: bool) -> bool:
-    """Run one command to its end, unless it has been; whether it is done."""
-    note = folder / "sweep.json"
-    if (
-        not again
-        and _read(folder / "run.json").get("status") == "done"
-        and _read(note).get("command") == command
-    ):
-        report({"event": "note", "text": f"{folder}: already done"})
-        return True
-    if stop.is_set():
-        return False
-    report({"event": "note", "text": shlex.join(["unspool", *command, "-o", str(folder)])})
-    child = subprocess.Popen([sys.executable, "-m", "unspool", *command, "-o", str(folder)], stdout=2)
-    told = False
-    while child.poll() is None:
-        time.sleep(0.1)
-        if stop.is_set() and not told:
-            told = True
-            child.terminate()  # it ends when what is in hand is safe
-    if child.returncode == 0:
-        write_json(note, {"command": command})
-    return child.returncode == 0
+def _is_done(command: list[str], place: Path, report: Report, stop: Stopping, again: bool) -> bool:
+    ended = run_command(command, place, report, stop, again=again)
+    if ended.reason:
+        report({"event": "failed", "video": place.name, "error": ended.reason})
+    return ended.status == "done"
 
 
 # -------------------------------------------------------------------------------------------- the table
@@ -185,14 +165,14 @@ def _write_table(sweep: Sweep, folder: Path, report: Report) -> None:
 
 def _row(item: Item, home: Path, evaluations: int) -> Json:
     """What was set, how it ended, what it scored (validation's best J, then the evaluations), 0..1."""
-    run = _read(home / "run.json")
+    run = read_json(home / "run.json")
     row: Json = {"run": item.name, **item.overrides, "status": run.get("status", "not begun")}
     if learning := read_learning(home, run.get("steps")):
         last = {curve.title: curve.points[-1][1] for curve in learning.curves if curve.points}
         row |= {"steps": learning.step, "loss": round(last["Loss"], 4)} if "Loss" in last else {}
         row |= {"validation J": learning.best["J"]} if learning.best else {}
     for number in range(evaluations):
-        row |= _read(home / "eval" / str(number) / "scores.json").get("global", {})
+        row |= read_json(home / "eval" / str(number) / "scores.json").get("global", {})
     return row
 
 
@@ -201,11 +181,3 @@ def _cell(value: object) -> str:
         return ""
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     return text.replace("|", "\\|")
-
-
-def _read(path: Path) -> Json:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -129,14 +129,15 @@ def _encoder_of(settings: Settings, tracking: Json) -> Any:
 
 def _model_record(settings: Settings, tracking: Json) -> Json:
     """Facts of the encoder for `run.json`; UsageError if it does not offer what the preset wants."""
+    from unspool.encoders import facts_of  # noqa: PLC0415
+
     encoder = _encoder_of(settings, tracking)
     if tracking["features"] not in encoder.offers:
         raise UsageError(
             f"preset '{settings.preset}' takes '{tracking['features']}' of the encoder, but '{encoder.name}' "
             f"offers {', '.join(encoder.offers)}; choose another --preset, or --set features=tokens"
         )
-    names = ("name", "weights_hash", "dim", "patch")
-    return {**{name: getattr(encoder, name) for name in names}, "device": settings.device}
+    return {**facts_of(encoder), "device": settings.device}
 
 
 # ------------------------------------------------------------------------------------ one video's job

@@ -21,7 +21,7 @@ import torch
 
 from unspool.data.features import Kept, kept_features
 from unspool.data.pictures import Pictures, View, shown
-from unspool.encoders import load_encoder
+from unspool.encoders import facts_of, load_encoder
 from unspool.errors import UsageError
 from unspool.jobs import Interrupted, Report, Stop
 from unspool.metrics.labels import VOID
@@ -50,9 +50,7 @@ def encoder_of(settings: Settings) -> Any:
 
 def model_record(settings: Settings) -> Json:
     """Facts of the encoder for `run.json`."""
-    encoder = encoder_of(settings)
-    names = ("name", "weights_hash", "dim", "patch")
-    return {**{name: getattr(encoder, name) for name in names}, "device": settings.device}
+    return {**facts_of(encoder_of(settings)), "device": settings.device}
 
 
 def refuse_without_classes(data: str, sources: Mapping[str, Pictures]) -> None:
