@@ -143,7 +143,8 @@ def test_every_figure_of_the_performance_page_names_a_benchmark_that_exists() ->
 def test_links_lead_somewhere() -> None:
     for page, text in TEXT.items():
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
-            assert (ROOT / page).parent.joinpath(target).exists(), f"{page}: {target}"
+            made = target.startswith("pictures/")  # by .ci/gallery.py
+            assert made or (ROOT / page).parent.joinpath(target).exists(), f"{page}: {target}"
 
 
 def test_the_first_lines_of_the_readme_hold_two_commands() -> None:

@@ -92,9 +92,9 @@ def test_a_dash_has_its_reason(done: Path) -> None:
     assert reasons("timet-9")[2] == "the run has no table, model, cluster-dataset-hungarian, bg"
     assert "unspool train timet" in reasons("timet-1a")[0] and "--sweep" in reasons("timet-1a")[0]
     assert reasons("timet-6") == [
-        "`unspool eval salient` does not read voc",
+        "no voc in data.toml",
         "davis17 has no ImageSets/2017/train.txt",
-        "`unspool eval salient` does not read ytvos",
+        "no ytvos in data.toml",
     ]
 
 
