@@ -1,6 +1,10 @@
 """`unspool segment` from the words of a command line to what lies in its folder."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -73,7 +77,8 @@ def test_segment_leaves_the_promised_folder_and_prints_its_page(run: Run, tmp_pa
         "done.json", "frames.mp4", "hierarchy.npz", "masks", "overlay.mp4", "thumbs.jpg", "tracks.json",
     ]  # fmt: skip
     assert len(list((folder / "videos" / "clip" / "masks").iterdir())) == 6
-    assert read(folder / "run.json")["model"]["name"] == "random-resnet18"
+    model = read(folder / "run.json")["model"]
+    assert (model["name"], model["block"]) == ("dul-small", "learnt")
 
 
 def test_masks_are_the_labels_of_the_hierarchy_file_at_the_videos_size(run: Run, tmp_path: Path) -> None:
@@ -116,7 +121,7 @@ def test_a_second_run_does_nothing_again_and_other_settings_are_refused(run: Run
     code, _, err = run("segment", "clip.mp4", *SMALL, "-o", "r")
     assert code == 0 and "already done" in err
     code, _, err = run("segment", "clip.mp4", *SMALL, "-o", "r", "--tau", "0.2")
-    assert code == 2 and "segmenting.clustering.tau: 0.1 there, 0.2 now" in err
+    assert code == 2 and "segmenting.clustering.tau: 1.0 there, 0.2 now" in err
 
 
 def test_workers_leave_the_same_masks_as_one(run: Run, tmp_path: Path) -> None:
@@ -180,7 +185,8 @@ def test_one_frame_is_segmented(run: Run, tmp_path: Path) -> None:
 
 def test_a_constant_video_is_one_cluster_and_says_so(run: Run, tmp_path: Path) -> None:
     make_clip(tmp_path / "clip.mp4", frames=3, constant=True)
-    code, _, err = run("segment", "clip.mp4", *SMALL, "-o", "r", "--tau", "0.5")
+    options = ("--model", "random-resnet18", "--tau", "0.5")
+    code, _, err = run("segment", "clip.mp4", *SMALL, "-o", "r", *options)
     assert code == 0
     assert "all of it is one cluster" in err
 
@@ -329,6 +335,26 @@ def test_the_demo_shows_its_clip_segmented_and_tracked_on_one_page(run: Run, tmp
     assert read(videos / "rendered-segmented" / "done.json")["every"] == 2
     page = (tmp_path / "d" / "index.html").read_text("utf-8")
     assert '"rendered-segmented"' in page
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_in_the_middle_leaves_what_the_same_command_finishes(
+    run: Run, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    for name in ("a", "b"):
+        make_clip(tmp_path / "videos" / f"{name}.mp4")
+    words = ["segment", "videos", *SMALL, "-o"]
+    process = subprocess.Popen([sys.executable, "-m", "unspool", *words, "r"], stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (tmp_path / "r/videos/a/masks").exists():
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert process.wait(120) == code
+    assert read(tmp_path / "r" / "run.json")["status"] == "interrupted"
+    for folder in ("r", "whole"):
+        assert run(*words, folder)[0] == 0
+    for name in ("a", "b"):
+        masks = [sorted((tmp_path / d / "videos" / name / "masks").iterdir()) for d in ("r", "whole")]
+        assert [p.read_bytes() for p in masks[0]] == [p.read_bytes() for p in masks[1]]
 
 
 # --------------------------------------------------------------------------------- after clustering
