@@ -85,7 +85,7 @@ def _demo_segment(job: DemoJob, sequence: VosSequence) -> SegmentJob:
 
 
 def segmenting_of_demo(settings: Settings) -> SegmentSettings:
-    """Every other frame, small and coarse; by the default correlator where the model that is named is none."""
+    """Every other frame, small and coarse; by the default correlator where the named model is none."""
     from unspool.encoders.correlator import holds_block  # noqa: PLC0415
 
     return SegmentSettings(
