@@ -10,6 +10,7 @@ from unspool.encoders.correlator import (
     Block,
     Correlator,
     Noise,
+    holds_block,
     load_correlator,
     save_correlator,
     untrained,
@@ -138,3 +139,12 @@ def test_what_is_saved_is_read_again_as_correlator_and_as_encoder(encoder: Any, 
 def test_heads_that_do_not_divide_the_channels_are_refused(encoder: Any) -> None:
     with pytest.raises(UsageError, match="does not divide"):
         Correlator(encoder, heads=7)
+
+
+def test_the_shipped_model_is_encoder_and_learnt_block() -> None:
+    assert holds_block("dul-small")
+    shipped, encoder = load_correlator("dul-small", device="cpu"), load_encoder("dul-small", device="cpu")
+    for one, other in zip(shipped.encoder.parameters(), encoder.parameters(), strict=True):  # type: ignore[attr-defined]
+        assert torch.equal(one, other)
+    assert shipped.encoder.name == "dul-small"
+    assert all(torch.isfinite(p).all() for p in shipped.parameters())
