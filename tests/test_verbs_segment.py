@@ -121,7 +121,7 @@ def test_a_second_run_does_nothing_again_and_other_settings_are_refused(run: Run
     code, _, err = run("segment", "clip.mp4", *SMALL, "-o", "r")
     assert code == 0 and "already done" in err
     code, _, err = run("segment", "clip.mp4", *SMALL, "-o", "r", "--tau", "0.2")
-    assert code == 2 and "segmenting.clustering.tau: 1.0 there, 0.2 now" in err
+    assert code == 2 and "segmenting.clustering.tau: 2.5 there, 0.2 now" in err
 
 
 def test_workers_leave_the_same_masks_as_one(run: Run, tmp_path: Path) -> None:

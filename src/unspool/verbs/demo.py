@@ -85,7 +85,7 @@ def _demo_segment(job: DemoJob, sequence: VosSequence) -> SegmentJob:
 
 
 def segmenting_of_demo(settings: Settings) -> SegmentSettings:
-    """Every other frame, small and coarse; by the default correlator where the named model is none."""
+    """Every other frame, small; by the default correlator where the named model is none."""
     from unspool.encoders.correlator import holds_block  # noqa: PLC0415
 
     return SegmentSettings(
@@ -94,7 +94,7 @@ def segmenting_of_demo(settings: Settings) -> SegmentSettings:
         device=settings.device,
         precision=settings.precision,
         seed=settings.seed,
-        segmenting={"resolution": [128, 224], "clustering": {"tau": 1.6}},
+        segmenting={"resolution": [128, 224]},
     )
 
 

@@ -46,6 +46,7 @@ from unspool.verbs.segment import (
     _needs,
     _seconds_per_frame,
     segmenting_record,
+    tau_for,
 )
 from unspool.verbs.track import MOST_IDS, masks_written
 
@@ -173,7 +174,8 @@ def _for_one_object(settings: SegmentSettings) -> SegmentSettings:
     clustering = settings.segmenting.get("clustering", {})
     if "tau" in clustering or not holds_block(settings.model):
         return settings
-    changed = {**settings.segmenting, "clustering": {**clustering, "tau": TAU_OF_ONE}}
+    tau = tau_for(settings.model, TAU_OF_ONE)
+    changed = {**settings.segmenting, "clustering": {**clustering, "tau": tau}}
     return replace(settings, segmenting=changed)
 
 

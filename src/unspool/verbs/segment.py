@@ -26,6 +26,7 @@ from unspool.video import open_video
 UNTRAINED: Json = {"represent": "features", "finest": 0.07}  # of an encoder without a block of its own
 SLACK = 1.1  # measurements of memory vary
 UNTRAINED_TAU = 0.1  # cosine distance
+SHIPPED_TAU = 2.5  # times the published one: this block tells more apart; chosen on clips that it learnt from
 
 PALETTE = 96  # colours that the clusters of a cut share
 
@@ -125,6 +126,13 @@ def _resolution(given: Any) -> list[int] | None:
     return sorted((short, long))
 
 
+def tau_for(model: str, published: float = 1.0) -> float:
+    """The threshold of attention that suits a correlator, by that of published ones."""
+    from unspool.encoders import SHIPPED  # noqa: PLC0415
+
+    return published * SHIPPED_TAU if model in SHIPPED else published
+
+
 def segmenting_record(settings: SegmentSettings) -> Json:
     """All that decides clusters, spelt out; what `run.json` records and a rerun compares."""
     from unspool.encoders.correlator import holds_block  # noqa: PLC0415
@@ -134,6 +142,8 @@ def segmenting_record(settings: SegmentSettings) -> Json:
     if "represent" not in changes and not holds_block(settings.model):
         changes = {**UNTRAINED, **changes}
         clustering = {"tau": UNTRAINED_TAU, **clustering}
+    elif changes.get("represent", "block") == "block":
+        clustering = {"tau": tau_for(settings.model), **clustering}
     record = asdict(_how({**changes, "clustering": clustering}))
     del record["memory"]
     return record
