@@ -46,7 +46,6 @@ from unspool.verbs.segment import (
     _needs,
     _seconds_per_frame,
     segmenting_record,
-    tau_for,
 )
 from unspool.verbs.track import MOST_IDS, masks_written
 
@@ -168,14 +167,14 @@ def _checked(foregrounds: Sequence[str]) -> Sequence[str]:
 
 
 def _for_one_object(settings: SegmentSettings) -> SegmentSettings:
-    """With the published threshold for one object, where none was given and a trained block attends."""
-    from unspool.encoders.correlator import holds_block  # noqa: PLC0415 (torch only when work starts)
+    """With the published threshold for one object, where none was given; the shipped block keeps its own."""
+    from unspool.encoders import SHIPPED  # noqa: PLC0415 (torch only when work starts)
+    from unspool.encoders.correlator import holds_block  # noqa: PLC0415
 
     clustering = settings.segmenting.get("clustering", {})
-    if "tau" in clustering or not holds_block(settings.model):
+    if "tau" in clustering or settings.model in SHIPPED or not holds_block(settings.model):
         return settings
-    tau = tau_for(settings.model, TAU_OF_ONE)
-    changed = {**settings.segmenting, "clustering": {**clustering, "tau": tau}}
+    changed = {**settings.segmenting, "clustering": {**clustering, "tau": TAU_OF_ONE}}
     return replace(settings, segmenting=changed)
 
 

@@ -26,7 +26,7 @@ from unspool.video import open_video
 UNTRAINED: Json = {"represent": "features", "finest": 0.07}  # of an encoder without a block of its own
 SLACK = 1.1  # measurements of memory vary
 UNTRAINED_TAU = 0.1  # cosine distance
-SHIPPED_TAU = 2.5  # times the published one: this block tells more apart; chosen on clips that it learnt from
+SHIPPED_TAU = 2.5  # published: 1.0; this block tells more apart; chosen on clips that it learnt from
 
 PALETTE = 96  # colours that the clusters of a cut share
 
@@ -126,15 +126,9 @@ def _resolution(given: Any) -> list[int] | None:
     return sorted((short, long))
 
 
-def tau_for(model: str, published: float = 1.0) -> float:
-    """The threshold of attention that suits a correlator, by that of published ones."""
-    from unspool.encoders import SHIPPED  # noqa: PLC0415
-
-    return published * SHIPPED_TAU if model in SHIPPED else published
-
-
 def segmenting_record(settings: SegmentSettings) -> Json:
     """All that decides clusters, spelt out; what `run.json` records and a rerun compares."""
+    from unspool.encoders import SHIPPED  # noqa: PLC0415
     from unspool.encoders.correlator import holds_block  # noqa: PLC0415
 
     changes: Json = {**settings.segmenting}
@@ -143,7 +137,7 @@ def segmenting_record(settings: SegmentSettings) -> Json:
         changes = {**UNTRAINED, **changes}
         clustering = {"tau": UNTRAINED_TAU, **clustering}
     elif changes.get("represent", "block") == "block":
-        clustering = {"tau": tau_for(settings.model), **clustering}
+        clustering = {"tau": SHIPPED_TAU if settings.model in SHIPPED else 1.0, **clustering}
     record = asdict(_how({**changes, "clustering": clustering}))
     del record["memory"]
     return record
