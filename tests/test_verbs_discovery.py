@@ -13,6 +13,8 @@ from PIL import Image
 from unspool.cli import main
 from unspool.data import sequences
 from unspool.masks import read_truth, write_mask
+from unspool.verbs.discovery import _for_one_object
+from unspool.verbs.segment import resolve_segment_settings, segmenting_record
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = ("--resolution", "64x96", "--model", "random-resnet18")
@@ -151,3 +153,23 @@ def test_a_prediction_that_is_missing_is_named(run: Run, tmp_path: Path) -> None
     code, _, err = run("eval", "discovery", "--pred", "pred", "--truth", "truth", "-o", "s")
     assert code == 1
     assert "ant: no prediction for frame 00001.png" in err
+
+
+@pytest.mark.parametrize(
+    ("model", "represent", "several", "one"),
+    [
+        ("dul-small", None, ("block", 2.5), 2.5),
+        ("dul-small", "features", ("features", 0.1), 0.1),
+        ("random-resnet18", None, ("features", 0.1), 0.1),
+        ("random-resnet18", "block", ("block", 1.0), 1.6),
+        ("random-vits16", "attention", ("attention", 1.0), 1.6),
+    ],
+)
+def test_the_threshold_suits_what_is_clustered(
+    model: str, represent: str | None, several: tuple[str, float], one: float
+) -> None:
+    single = [f"represent={represent}"] if represent else []
+    settings = resolve_segment_settings({"model": model}, None, single)
+    record = segmenting_record(settings)
+    assert (record["represent"], record["clustering"]["tau"]) == several
+    assert segmenting_record(_for_one_object(settings))["clustering"]["tau"] == one

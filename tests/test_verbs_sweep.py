@@ -9,6 +9,8 @@ from test_verbs_clustering import davis
 
 from unspool.cli import main
 from unspool.errors import UsageError
+from unspool.results import write_json
+from unspool.verbs.commands import already_done
 from unspool.verbs.sweep import read_sweep
 
 TABLE = """
@@ -116,3 +118,10 @@ def test_a_wrong_file_is_refused(content: str, message: str) -> None:
 def test_a_file_that_is_not_there_is_refused() -> None:
     with pytest.raises(UsageError, match="--sweep takes a TOML file"):
         read_sweep(Path("nowhere.toml"), {})
+
+
+def test_where_a_command_ran_is_no_part_of_what_it_is(tmp_path: Path) -> None:
+    write_json(tmp_path / "command.json", {"command": ["eval", "linear", "--workers", "1"], "done": True})
+    write_json(tmp_path / "run.json", {"status": "done"})
+    assert already_done(["eval", "linear", "--ray", "auto"], tmp_path)
+    assert not already_done(["eval", "linear", "--seeds", "2"], tmp_path)

@@ -13,7 +13,7 @@ import platform
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +92,8 @@ def execute(
     result is copied to, and continued from.
 
     Raises UsageError when the folder holds results of other settings and when the plan cannot be kept within
-    its memory, OutputError when the folder cannot be written; nothing has been written or removed then.
+    its memory, OutputError when the folder cannot be written; nothing has been written or removed then,
+    but for what the folder lacked of the address.
     """
     record: Json = {
         "unspool": _version(),
@@ -131,12 +132,20 @@ def execute(
             if outcomes[-1]["status"] == "done":
                 unfinished.discard(job.name)
                 if mirror:
-                    mirror.copy(unfinished)
+                    _copy_early(mirror, unfinished, report)
         code = _end(plan, run, report, outcomes, stop)
         if mirror:
             mirror.copy(unfinished)
             report({"event": "note", "text": f"copied to {mirror.address}"})
         return code
+
+
+def _copy_early(mirror: Mirror, unfinished: Collection[str], report: Report) -> None:
+    """What cannot be copied now is copied at the end, with all that is new by then."""
+    try:
+        mirror.copy(unfinished)
+    except OutputError as error:
+        report({"event": "note", "text": f"{error}; tried again at the end"})
 
 
 def _remaining(plan: Plan, overwrite: bool) -> tuple[list[Any], list[Json]]:

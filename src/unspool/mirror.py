@@ -33,8 +33,9 @@ class Mirror:
         """Bring here what the address has and the folder lacks; files of equal size are taken for equal."""
         with self._told():
             there = self._files.find(self._root, detail=True)
-        for path, info in there.items():
-            name = path.removeprefix(self._root).lstrip("/")
+        names = {path.removeprefix(self._root).lstrip("/"): path for path in there}
+        for name in sorted(names, key=_vouching_last):
+            path, info = names[name], there[names[name]]
             local = self.folder / name
             if not local.exists():
                 with self._told(name), written_whole(local) as part:
@@ -52,7 +53,7 @@ class Mirror:
 
     def copy(self, unfinished: Collection[str]) -> None:
         """Copy what is new or changed, but nothing of the videos that are `unfinished`."""
-        for name in sorted(self._whole(unfinished), key=lambda name: (name.endswith("done.json"), name)):
+        for name in sorted(self._whole(unfinished), key=_vouching_last):
             stamp, target = _stamp(self.folder / name), f"{self._root}/{name}"
             if self._copied.get(name) != stamp:
                 with self._told(name):
@@ -76,6 +77,11 @@ class Mirror:
                 f"{self.address}/{name}: cannot be read or written ({type(error).__name__}: {error}); "
                 f"what is done is whole in {self.folder}: run the same command again"
             ) from error
+
+
+def _vouching_last(name: str) -> tuple[bool, str]:
+    """A `done.json` after the files that it vouches for."""
+    return name.endswith("done.json"), name
 
 
 def _stamp(path: Path) -> Stamp:

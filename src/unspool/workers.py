@@ -295,6 +295,8 @@ def _fetched(ray: Any, reference: Any, job: Any, folder: Path) -> Json | BaseExc
         outcome, sent = ray.get(reference)
     except (ray.exceptions.TaskCancelledError, KeyboardInterrupt):
         return Interrupted()
+    except ray.exceptions.RayTaskError as error:  # before or after the work: another version of unspool, say
+        return UnspoolError(f"{job.name}: the task failed on its machine: {error.cause}")
     except ray.exceptions.RayError as error:
         return UnspoolError(f"{job.name}: {LOST} ({type(error).__name__})")
     for name in sorted(sent, key=lambda path: (path.endswith("done.json"), path)):  # which says: all is there

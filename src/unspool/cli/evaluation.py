@@ -447,6 +447,10 @@ def eval_suite(
     from unspool.reporting import Reporter
     from unspool.verbs import suite
 
+    if workers is not None and workers < 1:
+        raise UsageError(f"--workers {workers}: at least 1")
+    if ray is not None and (workers or 1) > 1:
+        raise UsageError("give either --workers or --ray: a cluster decides how many jobs run at a time")
     given = {"--device": device, "--precision": precision, "--workers": workers, "--ray": ray}
     shared = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
     order = suite.Order.of(model, suite.read_data(data), suite.read_tables(tables or ()), output, shared)

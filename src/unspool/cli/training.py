@@ -92,7 +92,7 @@ class TrainOptions:
         found: list[str] = []
         for each in fields(self):
             value, name = getattr(self, each.name), f"--{each.name.replace('_', '-')}"
-            if each.name in ("sweep", "output", "dry_run") or value == each.default:
+            if each.name in ("sweep", "output", "dry_run", "overwrite") or value == each.default:
                 continue
             if each.name == "settings":
                 found += [word for setting in value for word in ("--set", setting)]

@@ -406,7 +406,7 @@ def _assigned(
     """The cluster of every token (a unit centre is nearest to a vector of any length alike)."""
     grid = kept.maps["tokens"].shape[2:]
     found = [
-        kmeans.nearest(reduce(_rows(kept, part, device)), centres).cpu().numpy().astype(np.int16)
+        kmeans.nearest(reduce(_rows(kept, part, device)), centres).cpu().numpy().astype(np.int32)
         for part in _parts(kept)
     ]
     return np.concatenate(found).reshape(-1, *grid)

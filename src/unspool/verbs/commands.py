@@ -23,6 +23,7 @@ from unspool.results import Json, write_json
 
 Report = Callable[[Json], None]
 NOTE = "command.json"  # beside run.json: which command filled the folder, and of what
+WHERE = ("--workers", "--ray", "--memory")  # options that decide where and how, never what
 OURS = ("result", "end", "error", "summary")  # events of the command that are not passed on
 
 
@@ -120,13 +121,27 @@ def _event(line: str) -> Json:
 
 def _same(command: Sequence[str], folder: Path, stamp: object) -> bool:
     note = read_json(folder / NOTE)
-    return note.get("command") == list(command) and note.get("stamp") == stamp
+    return _deciding(note.get("command", [])) == _deciding(command) and note.get("stamp") == stamp
+
+
+def _deciding(command: Sequence[str]) -> list[str]:
+    """The words that decide what is left: without `WHERE` and what follows each of these."""
+    return [
+        word
+        for before, word in zip(["", *command], command, strict=False)
+        if word not in WHERE and before not in WHERE
+    ]
 
 
 def _failure(folder: Path) -> str:
     """What `run.json` says of the first thing that failed."""
     failed = [entry for entry in read_json(folder / "run.json").get("videos", []) if entry.get("error")]
     return str(failed[0]["error"]) if failed else ""
+
+
+def without(again: bool) -> str:
+    """What to leave out of a command that did finished work again, to go on from where it stopped."""
+    return ", without --overwrite," if again else ""
 
 
 def read_json(path: Path) -> Json:

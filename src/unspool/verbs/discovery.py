@@ -45,6 +45,7 @@ from unspool.verbs.segment import (
     _model_record,
     _needs,
     _seconds_per_frame,
+    represented,
     segmenting_record,
 )
 from unspool.verbs.track import MOST_IDS, masks_written
@@ -169,10 +170,10 @@ def _checked(foregrounds: Sequence[str]) -> Sequence[str]:
 def _for_one_object(settings: SegmentSettings) -> SegmentSettings:
     """With the published threshold for one object, where none was given; the shipped block keeps its own."""
     from unspool.encoders import SHIPPED  # noqa: PLC0415 (torch only when work starts)
-    from unspool.encoders.correlator import holds_block  # noqa: PLC0415
 
+    attention = represented(settings) in ("block", "attention")
     clustering = settings.segmenting.get("clustering", {})
-    if "tau" in clustering or settings.model in SHIPPED or not holds_block(settings.model):
+    if "tau" in clustering or settings.model in SHIPPED or not attention:
         return settings
     changed = {**settings.segmenting, "clustering": {**clustering, "tau": TAU_OF_ONE}}
     return replace(settings, segmenting=changed)

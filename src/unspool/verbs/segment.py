@@ -23,9 +23,8 @@ from unspool.options import file_stamp, in_words, parse_single, read_toml, size_
 from unspool.results import Json, VideoResult
 from unspool.video import open_video
 
-UNTRAINED: Json = {"represent": "features", "finest": 0.07}  # of an encoder without a block of its own
 SLACK = 1.1  # measurements of memory vary
-UNTRAINED_TAU = 0.1  # cosine distance
+COSINE_TAU, COSINE_FINEST = 0.1, 0.07  # ours, where features are clustered
 SHIPPED_TAU = 2.5  # published: 1.0; this block tells more apart; chosen on clips that it learnt from
 
 PALETTE = 96  # colours that the clusters of a cut share
@@ -126,18 +125,24 @@ def _resolution(given: Any) -> list[int] | None:
     return sorted((short, long))
 
 
-def segmenting_record(settings: SegmentSettings) -> Json:
-    """All that decides clusters, spelt out; what `run.json` records and a rerun compares."""
-    from unspool.encoders import SHIPPED  # noqa: PLC0415
+def represented(settings: SegmentSettings) -> str:
+    """What is clustered: attention where a block has learnt, else features, unless it is said."""
     from unspool.encoders.correlator import holds_block  # noqa: PLC0415
 
-    changes: Json = {**settings.segmenting}
-    clustering = {"seed": settings.seed, **changes.pop("clustering", {})}
-    if "represent" not in changes and not holds_block(settings.model):
-        changes = {**UNTRAINED, **changes}
-        clustering = {"tau": UNTRAINED_TAU, **clustering}
-    elif changes.get("represent", "block") == "block":
-        clustering = {"tau": SHIPPED_TAU if settings.model in SHIPPED else 1.0, **clustering}
+    given: str | None = settings.segmenting.get("represent")
+    return given or ("block" if holds_block(settings.model) else "features")
+
+
+def segmenting_record(settings: SegmentSettings) -> Json:
+    """All that decides clusters, spelt out; what `run.json` records and a rerun compares."""
+    from unspool.encoders import SHIPPED  # noqa: PLC0415 (torch only when work starts)
+
+    represent = represented(settings)
+    changes: Json = {**settings.segmenting, "represent": represent}
+    usual = {"tau": SHIPPED_TAU} if represent == "block" and settings.model in SHIPPED else {}
+    if represent in ("features", "fused"):
+        changes, usual = {"finest": COSINE_FINEST, **changes}, {"tau": COSINE_TAU}
+    clustering = {"seed": settings.seed, **usual, **changes.pop("clustering", {})}
     record = asdict(_how({**changes, "clustering": clustering}))
     del record["memory"]
     return record

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unspool.encoders import SAVED
 from unspool.errors import UsageError
 from unspool.jobs import Stopping, stopping
+from unspool.options import file_stamp
 from unspool.page_sweep import write_sweep_page
 from unspool.page_training import read_learning
 from unspool.results import Json, safe_name, write_json, written_whole
-from unspool.verbs.commands import read_json, run_command
+from unspool.verbs.commands import read_json, run_command, without
 
 EXAMPLE = "e.g. `[[run]]`, `name = 'identity'`, `timet.forwards = 'identity'`"
 Report = Callable[[Json], None]
@@ -49,7 +51,7 @@ class Sweep:
 
     title: str
     items: tuple[Item, ...]
-    evaluations: tuple[str, ...]  # words after `unspool eval`, once per run
+    evaluations: tuple[tuple[str, ...], ...]  # words after `unspool eval`, once per run
 
 
 def read_sweep(path: Path, given: Mapping[str, Any]) -> Sweep:
@@ -79,7 +81,16 @@ def read_sweep(path: Path, given: Mapping[str, Any]) -> Sweep:
             raise UsageError(
                 f"{path}: run '{item.name}' sets {both[0]}, and so does the command line; leave one out"
             )
-    return Sweep(str(content.get("title", path.stem)), items, tuple(evaluations))
+    return Sweep(
+        str(content.get("title", path.stem)), items, tuple(_split(each, path) for each in evaluations)
+    )
+
+
+def _split(words: str, path: Path) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(words))
+    except ValueError as error:
+        raise UsageError(f"{path}: evaluate: {words!r} cannot be split into words ({error})") from error
 
 
 def _item(table: Json, path: Path) -> Item:
@@ -117,7 +128,7 @@ def carry_out_sweep(
             home = folder / item.name
             commands = [(["train", method, *words, *item.words()], home)]
             commands += [
-                (["eval", *shlex.split(each), "--model", str(home)], home / "eval" / str(number))
+                (["eval", *each, "--model", str(home)], home / "eval" / str(number))
                 for number, each in enumerate(sweep.evaluations)
             ]
             if dry_run:
@@ -130,7 +141,9 @@ def carry_out_sweep(
             if stop.is_set():
                 break
     if stop.is_set():
-        report({"event": "summary", "text": "stopped; run the same command again to continue"})
+        report(
+            {"event": "summary", "text": f"stopped; run the same command again{without(again)} to continue"}
+        )
         return 128 + stop.signal
     if failed:
         report(
@@ -142,7 +155,10 @@ def carry_out_sweep(
 
 
 def _is_done(command: list[str], place: Path, report: Report, stop: Stopping, again: bool) -> bool:
-    ended = run_command(command, place, report, stop, again=again)
+    """Whether the command has ended well; an evaluation of weights that have changed since is made anew."""
+    weights = file_stamp(str(place.parents[1] / SAVED)) if command[0] == "eval" else None
+    replace = again or command[0] == "eval"
+    ended = run_command(command, place, report, stop, again=again, replace=replace, stamp=weights)
     if ended.reason:
         report({"event": "failed", "video": place.name, "error": ended.reason})
     return ended.status == "done"

@@ -14,7 +14,7 @@ from unspool.errors import UsageError, WeightsUnavailable
 from unspool.jobs import Stopping, stopping
 from unspool.options import file_stamp
 from unspool.results import Json, safe_name, write_json
-from unspool.verbs.commands import Ended, already_done, read_json, run_command
+from unspool.verbs.commands import Ended, already_done, read_json, run_command, without
 from unspool.verbs.suite.tables import Column, Data, Evaluation, Row, Table, evaluations
 from unspool.verbs.suite.writing import Source, filled, write_tables
 
@@ -97,7 +97,7 @@ def carry_out_suite(order: Order, report: Report, *, again: bool = False, dry_ru
             if ended[run.name].reason:
                 report({"event": "failed", "video": run.name, "error": ended[run.name].reason})
             write_tables(order.folder, _fill(order, facts, runs, ended))
-    return _end(order, ended, _fill(order, facts, runs, ended), stop, report)
+    return _end(order, ended, _fill(order, facts, runs, ended), stop, report, again)
 
 
 def _run(run: Run, order: Order, facts: Json, report: Report, stop: Stopping, again: bool) -> Ended:
@@ -121,10 +121,17 @@ def _describe(runs: Mapping[str, Run], order: Order, facts: Json, report: Report
 
 
 def _end(
-    order: Order, ended: Mapping[str, Ended], tables: Sequence[Json], stop: Stopping, report: Report
+    order: Order,
+    ended: Mapping[str, Ended],
+    tables: Sequence[Json],
+    stop: Stopping,
+    report: Report,
+    again: bool,
 ) -> int:
     if stop.is_set():
-        report({"event": "summary", "text": "stopped; run the same command again to continue"})
+        report(
+            {"event": "summary", "text": f"stopped; run the same command again{without(again)} to continue"}
+        )
         return 128 + stop.signal
     cells = [cell for table in tables for row in table["rows"] for cell in row["cells"]]
     have = sum(cell["value"] is not None for cell in cells)

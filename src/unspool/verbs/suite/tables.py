@@ -158,4 +158,17 @@ def _options(path: Path, given: object) -> dict[str, tuple[str, ...]]:
             raise UsageError(f"{path}: options of '{name}', which is none of {', '.join(known)}")
         if not isinstance(words, str):
             raise UsageError(f"{path}: options.{name} = {words!r}; expected words, e.g. '--seeds 2'")
-    return {name: tuple(shlex.split(words)) for name, words in given.items()}
+    return {name: _words(path, name, words) for name, words in given.items()}
+
+
+def _words(path: Path, name: str, words: str) -> tuple[str, ...]:
+    try:
+        found = tuple(shlex.split(words))
+    except ValueError as error:
+        raise UsageError(
+            f"{path}: options.{name} = {words!r} cannot be split into words ({error})"
+        ) from error
+    for flag, value in zip(found, (*found[1:], ""), strict=True):
+        if flag == "--seeds" and not value.isdigit():
+            raise UsageError(f"{path}: options.{name}: --seeds {value}: expected how often, e.g. --seeds 5")
+    return found
