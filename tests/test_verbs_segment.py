@@ -25,6 +25,7 @@ from unspool.verbs.segment import resolve_segment_settings
 from unspool.video import VideoWriter, open_video
 
 SMALL = ("--resolution", "64x96")
+PIECES = (*SMALL, "--tau", "1.0")  # several of these small clips
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -249,7 +250,7 @@ def test_a_key_ratio_is_a_stride() -> None:
 
 def test_chosen_objects_are_tracked_at_full_frame_rate(run: Run, tmp_path: Path) -> None:
     make_clip(tmp_path / "clip.mp4", frames=8)
-    assert run("segment", "clip.mp4", *SMALL, "--every", "3", "-o", "s")[0] == 0
+    assert run("segment", "clip.mp4", *PIECES, "--every", "3", "-o", "s")[0] == 0
     found = read_truth(tmp_path / "s" / "videos" / "clip" / "masks" / "00000.png")
     first, second = np.unique(found)[:2].tolist()
     objects = ("--from", "s", "--objects", f"{second},{first}")
@@ -263,7 +264,7 @@ def test_chosen_objects_are_tracked_at_full_frame_rate(run: Run, tmp_path: Path)
 
 def test_objects_joined_by_a_plus_are_one(run: Run, tmp_path: Path) -> None:
     make_clip(tmp_path / "clip.mp4", frames=3)
-    run("segment", "clip.mp4", *SMALL, "-o", "s")
+    run("segment", "clip.mp4", *PIECES, "-o", "s")
     found = read_truth(tmp_path / "s" / "videos" / "clip" / "masks" / "00000.png")
     a, b = np.unique(found)[:2].tolist()
     given = Chosen(tmp_path / "s", "clip", ((a, b),)).masks()
@@ -273,7 +274,7 @@ def test_objects_joined_by_a_plus_are_one(run: Run, tmp_path: Path) -> None:
 
 def test_an_object_enters_where_it_covers_half_of_its_largest_area(run: Run, tmp_path: Path) -> None:
     make_clip(tmp_path / "clip.mp4", frames=4)
-    run("segment", "clip.mp4", *SMALL, "-o", "s")
+    run("segment", "clip.mp4", *PIECES, "-o", "s")
     masks = sorted((tmp_path / "s" / "videos" / "clip" / "masks").iterdir())
     for t, path in enumerate(masks):
         labels = np.full((64, 96), 1, np.uint8)
@@ -285,7 +286,7 @@ def test_an_object_enters_where_it_covers_half_of_its_largest_area(run: Run, tmp
 
 def test_a_cut_of_the_tree_may_be_tracked(run: Run, tmp_path: Path) -> None:
     make_clip(tmp_path / "clip.mp4", frames=3)
-    run("segment", "clip.mp4", *SMALL, "-o", "s")
+    run("segment", "clip.mp4", *PIECES, "-o", "s")
     hierarchy = read_hierarchy(tmp_path / "s" / "videos" / "clip" / "hierarchy.npz")
     ids = np.unique(hierarchy.ids(2)).tolist()
     code, _, err = run("track", "clip.mp4", "--from", "s", "--cut", "2", "--objects", ids[0], "-o", "t")
@@ -366,7 +367,7 @@ def test_the_largest_objects_stay_and_the_result_names_what_was_done(
 ) -> None:
     make_clip(tmp_path / "clip.mp4", frames=2)
     options = ("--largest", "2", "--fill-holes", "--upsampling", upsampling)
-    code, _, err = run("segment", "clip.mp4", *SMALL, "-o", "r", *options)
+    code, _, err = run("segment", "clip.mp4", *PIECES, "-o", "r", *options)
     assert code == 0, err
     mask = read_truth(tmp_path / "r" / "videos" / "clip" / "masks" / "00000.png")
     assert len(set(np.unique(mask).tolist()) - {0}) == 2

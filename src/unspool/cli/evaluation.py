@@ -91,8 +91,6 @@ def eval_discovery(
     protocol: list[str] | None = None,
     foreground: list[str] | None = None,
     minimum_size: float = 0.0,
-    largest: int = 0,
-    fill_holes: bool = False,
     options: SegmentOptions = SegmentOptions(),
     run: RunOptions = RunOptions(),
 ) -> int:
@@ -122,16 +120,14 @@ def eval_discovery(
         oracle-video, given (every id of the masks). Default: the first three, apart; given with --pred.
     minimum_size
         Drop clusters that nowhere cover this share of a frame, 0..1. Default: 0, which drops none.
-    largest
-        Keep so many clusters of a video, the largest. Default: 0, which keeps all.
-    fill_holes
-        Let a cluster have the gaps that it encloses.
     """
     from unspool.verbs import discovery as verbs
     from unspool.verbs.segment import resolve_segment_settings
 
     if (pred is None) != (truth is None):
         raise UsageError("--pred and --truth belong together: predictions and truth, both as folders of PNGs")
+    if options.smallest is not None or options.upsampling is not None:
+        raise UsageError("eval discovery takes --minimum-size, not --smallest, and no --upsampling")
     if (pred is None) == (data is None):
         raise UsageError("give either --data KIND:PATH (which is segmented), or --pred and --truth")
     shared = {"protocols": protocol, "foregrounds": foreground}
@@ -147,7 +143,11 @@ def eval_discovery(
         settings=settings,
         data=data,
         names=tuple(sequences or ()),
-        steps={"minimum_size": minimum_size, "largest": largest, "fill_holes": fill_holes},
+        steps={
+            "minimum_size": minimum_size,
+            "largest": options.largest or 0,
+            "fill_holes": bool(options.fill_holes),
+        },
         **shared,
     )
 

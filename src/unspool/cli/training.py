@@ -32,13 +32,13 @@ class TrainOptions:
     frames: Annotated[Literal["auto", "device", "disk", "decode"], Parameter(group=DATA)] = "auto"
     "Where decoded frames are kept: on the GPU, on disk (in the cache), or nowhere. auto: the GPU if all fit."
     preset: Annotated[str | None, Parameter(group=LEARNING)] = None
-    "Settings of a publication, or ours for a CPU. Default: the small one (dul-small), on a GPU too."
+    "Settings of a publication, or ours for a CPU. Default: the small one, e.g. dul-small, on a GPU too."
     steps: Annotated[int | None, Parameter(group=LEARNING)] = None
     "Steps of the optimiser; the schedule scales with them. Default: what the epochs give."
     epochs: Annotated[int | None, Parameter(group=LEARNING)] = None
     "How often every video is seen. Default: the preset's."
     model: Annotated[str | None, Parameter(group=LEARNING)] = None
-    "Weights to start from. Default: random ones."
+    "Weights to start from; default: random ones. For ba the frozen encoder, which must be named."
     settings: Annotated[list[str] | None, Parameter(name="--set", group=LEARNING)] = None
     "One setting, TABLE.KEY=VALUE; repeatable. E.g. `--set dul.learning_rate=2e-4`."
     config: Annotated[Path | None, Parameter(group=LEARNING)] = None
