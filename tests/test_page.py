@@ -313,6 +313,27 @@ def test_arrow_keys_step_by_one_and_by_ten_and_the_overlay_follows(
     chromium.until("s.painted === 0")
 
 
+def test_late_word_of_the_seek_before_leaves_the_newest_frame_painted(
+    chromium: Browser, pages: dict[str, Path]
+) -> None:
+    chromium.open(pages["two"])
+    chromium.until("s.painted === 0 && !s.blind")
+    chromium.run("""
+        window.film = document.querySelector("video");
+        film.requestVideoFrameCallback = (call) => { window.late = call; };
+        unspool.goTo(1);
+    """)
+    chromium.until("s.painted === 1 && window.late && !film.seeking")
+    chromium.run("""
+        const mediaTime = film.currentTime - 0.01; // seeks go to the middle of a frame
+        let seeks = 0;
+        film.addEventListener("seeking", () => ++seeks === 2 && late(0, { mediaTime }));
+        unspool.goTo(0);
+        unspool.goTo(2);
+    """)
+    chromium.until("s.position === 2 && s.painted === 2")
+
+
 @pytest.mark.parametrize("name", ["variable", "even"])
 def test_shown_picture_is_the_frame_that_the_page_names(
     chromium: Browser, pages: dict[str, Path], served: Callable[..., Server], name: str

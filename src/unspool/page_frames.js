@@ -291,8 +291,8 @@ class Film {
     this.video.requestVideoFrameCallback((_now, { mediaTime }) => {
       if (turn !== this.turn) return;
       this.follow(turn);
-      this.answered = true;
-      this.report(frameAt(this.times, mediaTime + this.shift));
+      this.answer = frameAt(this.times, mediaTime + this.shift);
+      this.report(this.answer);
     });
   }
 
@@ -313,18 +313,21 @@ class Film {
     if (this.blind) return this.report(frame);
     if (this.seeking) return undefined; // `landed` goes on to the newest wish
     this.seeking = true;
-    this.answered = false;
+    this.answer = null;
     this.video.currentTime = this.middle(frame);
     this.going = frame;
     return undefined;
   }
 
-  /** The frame is decoded but not yet on the screen: `follow` hears of that, unless nobody looks. */
+  /**
+   * The frame is decoded but not yet on the screen: `follow` hears of that, unless nobody looks.
+   * What it hears may also be the last of the seek before, and then nothing more.
+   */
   landed() {
     this.seeking = false;
     if (this.wanted !== null && this.wanted !== this.going) return this.seek(this.wanted);
     const { turn, going } = this;
-    const silent = () => turn === this.turn && going === this.wanted && !this.answered && !this.playing;
+    const silent = () => turn === this.turn && going === this.wanted && this.answer !== going && !this.playing;
     setTimeout(() => silent() && this.report(going), this.exact ? 250 : 0);
     return undefined;
   }
