@@ -354,9 +354,12 @@ class Film {
     if (this.playing) this.setPlaying(false);
   }
 
+  /** At rest the picture is the frame that was reported last, though the browser may have been further. */
   setPlaying(playing) {
+    const rests = this.playing && !playing && !this.blind;
     this.playing = playing;
     this.changed();
+    if (rests) this.seek(this.video.ended ? this.times.length - 1 : this.frame);
   }
 
   /** Where browsers cannot tell which frame they show: the clock says which one it should be. */
