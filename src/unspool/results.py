@@ -459,8 +459,16 @@ def safe_name(text: str) -> str:
 def read_done(folder: Path, name: str) -> Json | None:
     """The finished record of a video, or None when it must be (re)done."""
     try:
-        content = json.loads((folder / "videos" / name / "done.json").read_text("utf-8"))
-    except (OSError, ValueError):
+        return parse_done((folder / "videos" / name / "done.json").read_bytes())
+    except OSError:
+        return None
+
+
+def parse_done(text: bytes) -> Json | None:
+    """The content of a `done.json`; None where it was cut."""
+    try:
+        content = json.loads(text)
+    except ValueError:
         return None
     return content if isinstance(content, dict) else None
 
@@ -494,7 +502,7 @@ class Run:
         if earlier is None and folder.exists() and not folder.is_dir():
             raise OutputError(f"{folder}: is a file, not a folder; choose another with -o")
         if earlier is not None:
-            _refuse_other_settings(folder, earlier, record)
+            refuse_other_settings(earlier, record, folder)
         self.record: Json = {
             **record,
             "started": (earlier or {}).get("started", _now()),
@@ -513,13 +521,7 @@ class Run:
 
     def _read(self) -> Json | None:
         path = self.folder / "run.json"
-        if not path.exists():
-            return None
-        try:
-            content = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
-            raise OutputError(f"{path}: not readable ({error}); use --overwrite or another folder") from error
-        return content if isinstance(content, dict) else None
+        return parse_run(path.read_bytes(), path) if path.exists() else None
 
     def _clear(self) -> None:
         for name in OWN_FOLDERS:
@@ -535,6 +537,11 @@ class Run:
         self.record["videos"] = [*others, entry]
         self.save()
 
+    def keep(self, entry: Json) -> None:
+        """The entry of a video that was done earlier, if none is there: elsewhere, or its record was lost."""
+        if all(earlier["name"] != entry["name"] for earlier in self.record["videos"]):
+            self.video(entry)
+
     def end(self, status: str, *, timings: Json | None = None, warnings: Iterable[str] = ()) -> None:
         """Set the final status: `done`, `failed` (some work) or `interrupted`."""
         if timings:
@@ -547,7 +554,17 @@ class Run:
         write_json(self.folder / "run.json", self.record)
 
 
-def _refuse_other_settings(folder: Path, earlier: Json, record: Json) -> None:
+def parse_run(text: bytes, where: Path | str) -> Json | None:
+    """The content of a `run.json`. Raises OutputError where it cannot be read."""
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise OutputError(f"{where}: not readable ({error}); use --overwrite or another folder") from error
+    return content if isinstance(content, dict) else None
+
+
+def refuse_other_settings(earlier: Json, record: Json, where: Path | str) -> None:
+    """Raise UsageError that names what differs between the `run.json` of a folder or address and this one."""
     old, new = (
         _flat(
             {"verb": r.get("verb"), "weights": r.get("model", {}).get("weights_hash"), **r.get("config", {})}
@@ -558,7 +575,7 @@ def _refuse_other_settings(folder: Path, earlier: Json, record: Json) -> None:
     if differing:
         listed = ", ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in differing)
         raise UsageError(
-            f"{folder}: holds results of other settings ({listed}); "
+            f"{where}: holds results of other settings ({listed}); "
             "choose another folder with -o, or --overwrite to start again"
         )
 
