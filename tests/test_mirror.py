@@ -198,7 +198,7 @@ def test_other_settings_in_the_folder_are_told_before_anything_is_fetched(tmp_pa
     run(plan(folder, Item("a", folder)), address=ADDRESS)
     run(Plan("track", other, {"model": "b"}, [], do))
     before = sorted(other.rglob("*"))
-    with pytest.raises(UsageError, match="there: holds results of other settings .model: 'b' there"):
+    with pytest.raises(UsageError, match=r"there: holds results of other settings .model: 'b' there"):
         run(plan(other, Item("a", other)), address=ADDRESS)
     assert sorted(other.rglob("*")) == before
 

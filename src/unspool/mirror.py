@@ -47,7 +47,7 @@ class Mirror:
         self._listing = self._listed(self._root)
 
     def read(self, name: str) -> bytes | None:
-        """What the address has of this file, read there only where it was changed; None where there is none."""
+        """What the address has of this file, read there only if it was changed; None where there is none."""
         if name not in self._listing:
             return None
         with self._told(name):

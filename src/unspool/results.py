@@ -6,6 +6,7 @@ RESULT/
   videos/NAME/hierarchy.npz          segment only: merge tree and labels on the grid (`unspool.segments`)
   data/NAME.js, data/NAME-000.js     what the page needs: run-length labels at display size
   data/NAME.tree/                    segment only: leaves of the tree, queries and keys
+  pictures/NAME/                     eval clustering only
   davis/SEQ/00000.png                eval only
   checkpoints/, encoder.safetensors, log.jsonl, pictures/, tensorboard/     train only (`unspool.training`)
 
@@ -214,11 +215,9 @@ class VideoResult:
         self.with_truth = with_truth
         self.home = folder / "videos" / name
         with _as_output_error(self.home):
+            for stale in files_of(folder, name):
+                stale.unlink()
             shutil.rmtree(self.home, ignore_errors=True)
-            for stale in (folder / "data").glob(f"{_escape_glob(name)}*.js"):
-                if re.fullmatch(rf"{re.escape(name)}(-\d{{3,}})?\.js", stale.name):
-                    stale.unlink()
-            shutil.rmtree(folder / "data" / f"{name}.tree", ignore_errors=True)
             (self.home / "masks").mkdir(parents=True)
         self.display = display_size(height, width)
         self._colours: dict[int, tuple[int, int, int]] = {}
@@ -444,16 +443,25 @@ def _as_output_error(path: Path) -> Iterator[None]:
         raise OutputError.of(path, error) from error
 
 
-def _escape_glob(name: str) -> str:
-    return re.sub(r"([\[\]*?])", r"[\1]", name)
-
-
 # ------------------------------------------------------------------------------------- a whole run
 
 
 def safe_name(text: str) -> str:
     """A name that is also a file name everywhere: letters, digits, `.`, `-`, `_`."""
     return re.sub(r"[^\w.\-]+", "_", text).strip("._") or "video"
+
+
+def files_of(folder: Path, name: str) -> list[Path]:
+    """The files that the job of this name has left, and no other job: it may remove them while others write.
+
+    A job writes `videos/NAME/`, `data/NAME.js`, `data/NAME-000.js`, `data/NAME.tree/` and `pictures/NAME/`.
+    """
+    data = re.compile(rf"{re.escape(name)}(\.tree|(-\d{{3,}})?\.js)")
+    tops = [folder / "videos" / name, folder / "pictures" / name]
+    if (folder / "data").is_dir():
+        tops += [path for path in (folder / "data").iterdir() if data.fullmatch(path.name)]
+    inside = [path for top in tops for path in ([top] if top.is_file() else top.rglob("*"))]
+    return sorted(path for path in inside if path.is_file())
 
 
 def read_done(folder: Path, name: str) -> Json | None:
