@@ -238,7 +238,23 @@ def _estimate(content: LabelledSet, task: Task, jobs: Sequence[Any], workers: in
     grid = task.side // task.encoder("model").patch
     text = f"{content.card}; {grid}x{grid} tokens a frame, {', '.join(task.protocols)}"
     room(content.videos, task)
+    for role in task.models:
+        _enough_points(content.videos, task, task.encoder(role).patch)
     return Estimate(text)
+
+
+def _enough_points(videos: Sequence[Clip | RenderedPart], task: Task, patch: int) -> None:
+    """UsageError where what is clustered at once, the least of a protocol, has fewer points than clusters."""
+    last = min((len(video) - 1) % task.frames + 1 for video in videos)  # frames of the shortest clip
+    at_once = {"frame": 1, "clip": last, "dataset": sum(map(len, videos))}
+    for name, how in task.protocols.items():
+        points = at_once[how.unit] * _cells(how, task, patch)
+        if how.clusters > points:
+            what = "the data set" if how.unit == "dataset" else f"a {how.unit} of {at_once[how.unit]} frames"
+            raise UsageError(
+                f"--clusters {how.clusters}: {name} clusters {what}, which has {points} {how.at}; use "
+                f"--clusters {points} or fewer, a higher --resolution than {task.side}, or other --protocol"
+            )
 
 
 def room(videos: Sequence[Clip | RenderedPart], task: Task) -> int:
@@ -363,7 +379,7 @@ def cluster(job: VideoJob | SetJob, report: Report, stop: Stop) -> Json:
         if stop.is_set():
             raise Interrupted
 
-    sketches = Sketches(task.folder / "pictures", clips) if job.drawn else None
+    sketches = Sketches(task.folder / "pictures" / job.name, clips) if job.drawn else None
     clustered: Json = {}
     for role in sorted(task.models):
         encoded = Encoded(clips, task.encoder(role), task, seen)
@@ -437,7 +453,7 @@ class Sketches:
         return len(of_role) < SHOWN_VIDEOS
 
     def write(self, roles: Sequence[str]) -> list[Json]:
-        """One strip per video and row: `NAME-truth.jpg`, `NAME-before.jpg`, `NAME-model.jpg`."""
+        """One strip per video and row: `JOB/NAME-truth.jpg`, `NAME-before.jpg`, `NAME-model.jpg`."""
         found = []
         for name in next(iter(self._maps.values()), {}):
             pictures, truth = self._clips[name].read()
@@ -448,7 +464,8 @@ class Sketches:
                 with written_whole(path) as part:
                     Image.fromarray(_strip(pictures, labels)).save(part, "JPEG", quality=85)
             ids = sorted(set(np.unique(rows["truth"]).tolist()) - {0})
-            found.append({"name": name, "file": safe_name(name), "rows": list(rows), "ids": ids})
+            file = f"{self.folder.name}/{safe_name(name)}"
+            found.append({"name": name, "file": file, "rows": list(rows), "ids": ids})
         return found
 
 
