@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
 
 from unspool.cli.options import MODEL, OUTPUT, RUNTIME, ModelOptions, RunOptions, SegmentOptions, run_plan
 from unspool.errors import UsageError
@@ -453,6 +453,42 @@ def eval_suite(
         raise UsageError("give either --workers or --ray: a cluster decides how many jobs run at a time")
     given = {"--device": device, "--precision": precision, "--workers": workers, "--ray": ray}
     shared = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
-    order = suite.Order.of(model, suite.read_data(data), suite.read_tables(tables or ()), output, shared)
+    there = suite.read_data(data)
+    _refuse_wrong_options(there)
+    order = suite.Order.of(model, there, suite.read_tables(tables or ()), output, shared)
     with Reporter(as_json=json, quiet=quiet, verbose=verbose) as reporter:
         return suite.carry_out_suite(order, reporter, again=overwrite, dry_run=dry_run)
+
+
+OF_THE_SUITE = ("--data", "--model", "--output", "--json", "--quiet")  # it gives these to every run
+
+
+def _refuse_wrong_options(data: Any) -> None:
+    """UsageError for words of the data file that their evaluation does not take."""
+    from unspool.verbs import suite
+
+    for name, words in data.options.items():
+        evaluation = suite.evaluation_of(name)
+        verb, known = evaluation.words[0], _options_of(evaluation.words[0])
+        where = f"{data.path}: options.{name}"
+        for word in words:
+            if word.startswith("--") and word.partition("=")[0] not in known:
+                raise UsageError(
+                    f"{where}: {word} cannot be added to `unspool eval {verb}`; there are {', '.join(known)}"
+                )
+        given = ("--data", "any", "--model", "any")
+        try:
+            evaluate.parse_args(
+                [*suite.said_once((*evaluation.words, *words)), *given],
+                exit_on_error=False,
+                print_error=False,
+            )
+        except CycloptsError as error:
+            raise UsageError(f"{where}: {error} There are {', '.join(known)}") from error
+
+
+def _options_of(verb: str) -> list[str]:
+    """What can be added to `unspool eval VERB`."""
+    names = [name for option in evaluate[verb].assemble_argument_collection() for name in option.names]
+    added = ("--no-", "--empty-", *OF_THE_SUITE)  # the first two are cyclopts', and off here
+    return [name for name in names if name.startswith("--") and not name.startswith(added)]
