@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 from make_result import COLOURS, READ_BAR_CODE, Clip, image, label_map, make_result
 
@@ -57,6 +58,17 @@ def test_videos_are_listed_worst_first_with_the_failed_ones_on_top(tmp_path: Pat
 def test_without_truth_videos_are_listed_by_name(tmp_path: Path) -> None:
     make_result(tmp_path, [Clip(name, truth=False) for name in "cab"])
     assert [entry.name for entry in read_result(tmp_path).entries] == ["a", "b", "c"]
+
+
+def test_tracked_and_segmented_videos_are_counted_apart(tmp_path: Path) -> None:
+    make_result(tmp_path, [Clip("one", frames=4), Clip("one-segmented", frames=2, objects=5, truth=False)])
+    assert read_result(tmp_path).counts == [("", 6, 7)]
+    done = tmp_path / "videos" / "one-segmented" / "done.json"
+    done.write_text(json.dumps({**json.loads(done.read_text()), "clusters": 5}))
+    assert read_result(tmp_path).counts == [("tracked", 4, 2), ("segmented", 2, 5)]
+    text = " ".join(write_page(tmp_path).read_text("utf-8").split())
+    assert "<li>tracked: 4 frames, 2 objects</li> <li>segmented: 2 frames, 5 objects</li>" in text
+    assert "<td>4</td><td>2</td>" in text.split("<tfoot>")[1]
 
 
 def test_hostile_names_are_escaped_in_the_page(tmp_path: Path) -> None:
@@ -403,6 +415,41 @@ def test_number_keys_and_chips_switch_objects_off_and_on(chromium: Browser, page
     assert chromium.run("return document.querySelector('.chip[data-id=\"2\"]').ariaPressed") == "false"
     chromium.run("document.querySelector('.chip[data-id=\"2\"]').click()")
     assert chromium.pixel(*place)[3] > 0
+
+
+def test_of_many_objects_the_largest_are_listed_until_all_are_asked_for(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    chromium.open(write_page(make_result(tmp_path, [Clip("crowd", frames=6, objects=20, truth=False)])))
+    chromium.until("s.painted === 0")
+    listed = "return [...document.querySelectorAll('#bands .chip')].map((c) => Number(c.dataset.id))"
+    few = chromium.run(listed)
+    areas = np.bincount(np.concatenate([label_map(Clip("", 6, objects=20), t, 2).ravel() for t in range(6)]))
+    assert sorted(few) == few
+    assert len(few) == 12
+    assert areas[few].min() >= max(areas[k] for k in range(1, 21) if k not in few)
+    chromium.press("1")
+    chromium.run("document.querySelector('#bands .more').click()")
+    assert chromium.run(listed) == list(range(1, 21))
+    assert chromium.run("return document.querySelector('.chip[data-id=\"1\"]').ariaPressed") == "false"
+    chromium.run("document.querySelector('#bands .more').click()")
+    assert chromium.run(listed) == few
+
+
+def test_a_page_of_few_objects_has_no_button_for_all(chromium: Browser, pages: dict[str, Path]) -> None:
+    chromium.open(pages["two"])
+    chromium.until("s.painted === 0")
+    assert chromium.run("return document.querySelectorAll('#bands .more').length") == 0
+
+
+def test_on_a_phone_a_wide_table_scrolls_by_itself(chromium: Browser, pages: dict[str, Path]) -> None:
+    chromium.open(pages["two"], width=390)
+    page, shown, whole = chromium.run(
+        "const t = document.querySelector('#scores').closest('.scroll');"
+        "return [document.documentElement.scrollWidth - innerWidth, t.clientWidth, t.scrollWidth]"
+    )
+    assert page <= 0
+    assert shown <= 390 < whole
 
 
 def test_t_shows_the_truth_and_d_the_difference(chromium: Browser, pages: dict[str, Path]) -> None:

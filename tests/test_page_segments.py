@@ -137,6 +137,15 @@ def test_published_labels_are_the_default_view(browser: Browser) -> None:
     assert np.array_equal(drawn(browser), leaves()[0] // 2 + 1)
 
 
+def test_the_words_of_the_page_are_explained_on_it(browser: Browser) -> None:
+    said = browser.run("return document.getElementById('cut-help').textContent")
+    for word in ("Published", "tau", "Attention", "slider"):
+        assert word in said
+    assert browser.run(
+        "return [...document.querySelectorAll('#cutting button[data-tool]')].every((b) => b.title)"
+    )
+
+
 @pytest.mark.parametrize(("value", "clusters"), [(0, 6), (1000, 1), (390, 3)])
 def test_the_slider_cuts_the_tree_live(browser: Browser, value: int, clusters: int) -> None:
     slide(browser, value)

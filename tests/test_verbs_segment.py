@@ -82,6 +82,14 @@ def test_segment_leaves_the_promised_folder_and_prints_its_page(run: Run, tmp_pa
     assert (model["name"], model["block"]) == ("dul-small", "learnt")
 
 
+def test_the_next_command_names_the_object_that_covers_most(run: Run, tmp_path: Path) -> None:
+    make_clip(tmp_path / "my clip.mp4")
+    _, out, _ = run("segment", "my clip.mp4", *PIECES, "-o", "r")
+    masks = [read_truth(p) for p in sorted((tmp_path / "r").rglob("masks/*.png"))]
+    most = int(np.bincount(np.concatenate([m.ravel() for m in masks]), minlength=2)[1:].argmax()) + 1
+    assert f"unspool track 'my clip.mp4' --from r --objects {most}" in out
+
+
 def test_masks_are_the_labels_of_the_hierarchy_file_at_the_videos_size(run: Run, tmp_path: Path) -> None:
     make_clip(tmp_path / "clip.mp4")
     run("segment", "clip.mp4", *SMALL, "-o", "r")

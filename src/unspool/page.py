@@ -64,6 +64,7 @@ class Entry:
     scores: dict[str, float] = field(default_factory=dict)
     per_object: dict[str, dict[str, float]] = field(default_factory=dict)
     pictures: bool = False  # the player has something to show
+    segmented: bool = False  # cut into objects, rather than objects carried through it
 
     @property
     def quality(self) -> float | None:
@@ -143,9 +144,16 @@ class Result:
         kinds = [("Settings", "config"), ("Model", "model"), ("Machine", "machine"), ("Timings", "timings")]
         return [(title, rows) for title, key in kinds if (rows := list(_flat(self.run.get(key) or {})))]
 
-    def total(self, what: str) -> int:
-        """Sum over the videos of `frames` or `objects`."""
-        return sum(getattr(entry, what) or 0 for entry in self.entries)
+    @property
+    def counts(self) -> list[tuple[str, int, int]]:
+        """What was done (empty if all is alike), frames and objects; tracked and segmented ones apart."""
+        kinds = sorted({entry.segmented for entry in self.entries if entry.status == "done"}) or [False]
+        words = [("segmented" if kind else "tracked") if len(kinds) > 1 else "" for kind in kinds]
+        chosen = [[e for e in self.entries if len(kinds) == 1 or e.segmented is kind] for kind in kinds]
+        return [
+            (word, sum(e.frames or 0 for e in entries), sum(e.objects or 0 for e in entries))
+            for word, entries in zip(words, chosen, strict=True)
+        ]
 
     def count(self, status: str) -> int:
         """Number of videos with that status."""
@@ -205,6 +213,7 @@ def _entry(folder: Path, video: Json, sequence: Json | None) -> Entry:
             str(k): _with_mean(_numbers(v)) for k, v in ((sequence or {}).get("objects") or {}).items()
         },
         pictures="objects" in done,
+        segmented="clusters" in done,
     )
 
 

@@ -105,6 +105,11 @@ class Segmentation:
         """How many there are, some perhaps without a token."""
         return int(self.labels.max(initial=-1)) + 1
 
+    @property
+    def largest(self) -> int:
+        """The cluster that covers most, over the whole video."""
+        return int(np.bincount(self.labels.ravel()).argmax())
+
     def at(self, height: float) -> Integer[np.ndarray, "t h w"]:
         """Clusters of the hierarchy with all joins up to `height` made: a look-up, nothing is computed.
 

@@ -193,12 +193,17 @@ def export(
 
 
 @app.command
-def models(name: str | None = None) -> int:
+def models(name: str | None = None, /) -> int:
     """List the encoders that can be named, or show one.
 
     Example: `unspool models`
 
     Example: `unspool models dino-vits16`
+
+    Parameters
+    ----------
+    name
+        The encoder to show: it is loaded, and what it offers listed.
     """
     from unspool.encoders import describe_models
 

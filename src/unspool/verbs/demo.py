@@ -65,7 +65,8 @@ def demo_video(job: DemoJob, report: Report, stop: Stop) -> Json:
     report({"event": "note", "text": "rendering a clip of which every mask is known"})
     sequence = _render(job)
     found = segment_video(_demo_segment(job, sequence), report, stop)
-    report({"event": "note", "text": f"{found['name']}: {len(found['objects'])} objects without any label"})
+    told = f"{found['frames']} frames segmented, {len(found['objects'])} objects without any label"
+    report({"event": "note", "text": f"{found['name']}: done, {told}"})
     done = track_video(_demo_track(job, sequence), report, stop)
     return done | {"identity": job.identity}
 

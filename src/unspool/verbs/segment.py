@@ -311,6 +311,7 @@ def _segment_video(
                 extra={
                     "identity": identity,
                     "clusters": found.clusters,
+                    "largest": found.largest + 1,
                     "every": job.settings.every,
                     "refining": asdict(refining),
                     "grid": list(found.labels.shape[1:]),
@@ -405,15 +406,19 @@ def segment_plan(*, output: Path | None, settings: SegmentSettings, inputs: Sequ
         segment_video,
         model=partial(_model_record, settings),
         estimate=partial(_estimate, settings, segmenting),
-        finish=partial(_next_step, videos, settings),
+        finish=_next_step,
     )
 
 
-def _next_step(videos: Sequence[str], settings: SegmentSettings, folder: Path, done: list[Json]) -> str:
-    """What was found, and how to go on."""
+def _next_step(folder: Path, done: list[Json]) -> str:
+    """What was found, and how to go on, e.g. with the object that covers most."""
     counts = ", ".join(f"{entry['name']}: {len(entry['objects'])} objects" for entry in done)
-    track = shlex.join(["unspool", "track", videos[0], "--from", str(folder), "--objects", "1"])
-    return f"{counts}\nTo carry some of them at full frame rate: {track}"
+    entry = next((e for e in done if e.get("largest") in [o["id"] for o in e["objects"]]), None)
+    if entry is None:
+        return counts
+    words = ["unspool", "track", entry["source"], "--from", str(folder), "--objects", str(entry["largest"])]
+    track = shlex.join(words)
+    return f"{counts}\nChoose on the page what to carry at full frame rate; the largest alone: {track}"
 
 
 def _estimate(
