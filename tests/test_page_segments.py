@@ -21,7 +21,8 @@ from unspool.page import write_page
 from unspool.results import Run, VideoResult
 from unspool.segmenting import KeyFrames, Segmentation, Segmenting
 from unspool.segments import AttentionWriter, Chosen, read_hierarchy, write_hierarchy, write_tree
-from unspool.verbs.segment import SegmentJob, SegmentSettings, for_page
+from unspool.verbs.segment import SegmentJob, for_page
+from unspool.verbs.segment_settings import SegmentSettings
 
 if TYPE_CHECKING:
     from chromium import Browser

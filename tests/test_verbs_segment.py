@@ -21,7 +21,7 @@ from unspool.errors import UsageError
 from unspool.masks import read_truth, write_mask
 from unspool.rendered import render
 from unspool.segments import Chosen, read_hierarchy
-from unspool.verbs.segment import resolve_segment_settings
+from unspool.verbs.segment_settings import resolve_segment_settings
 from unspool.video import VideoWriter, open_video
 
 SMALL = ("--resolution", "64x96")

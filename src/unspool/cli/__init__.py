@@ -111,10 +111,11 @@ def segment(*inputs: str, options: SegmentOptions = SegmentOptions(), run: RunOp
         Videos: files, folders, globs, folders of frames, `@list.txt`, fsspec addresses.
     """
     from unspool.verbs import segment as verbs
+    from unspool.verbs.segment_settings import resolve_segment_settings
 
     if not inputs:
         raise UsageError("no video is given; e.g. `unspool segment clip.mp4`")
-    settings = verbs.resolve_segment_settings(
+    settings = resolve_segment_settings(
         options.given(), options.config, options.settings or [], workers=max(1, run.workers)
     )
     return run_plan(verbs.segment_plan, run, None, inputs=inputs, settings=settings)

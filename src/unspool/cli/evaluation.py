@@ -122,7 +122,7 @@ def eval_discovery(
         Drop clusters that nowhere cover this share of a frame, 0..1. Default: 0, which drops none.
     """
     from unspool.verbs import discovery as verbs
-    from unspool.verbs.segment import resolve_segment_settings
+    from unspool.verbs.segment_settings import resolve_segment_settings
 
     if (pred is None) != (truth is None):
         raise UsageError("--pred and --truth belong together: predictions and truth, both as folders of PNGs")

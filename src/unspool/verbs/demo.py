@@ -20,7 +20,8 @@ from unspool.protocols.tracking import (
 from unspool.rendered import RenderedClip, demo_scene
 from unspool.results import Json
 from unspool.verbs.scoring import write_scores
-from unspool.verbs.segment import SegmentJob, SegmentSettings, segment_video, segmenting_record
+from unspool.verbs.segment import SegmentJob, segment_video
+from unspool.verbs.segment_settings import SegmentSettings, segmenting_record
 from unspool.verbs.track import Settings, TrackJob, track_video, tracking_plan, tracking_record
 from unspool.video import VideoWriter
 
