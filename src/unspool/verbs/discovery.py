@@ -194,9 +194,8 @@ def _discover_video(
     correlator, identity = correlator_of(job.settings), job.identity
     clock = Clock(job.name, report, stop)
     with job.video.open() as video:
-        how = segmenting_of(
-            job.segmenting, memory_for_clustering(job.settings, video, correlator, job.segmenting)
-        )
+        memory = memory_for_clustering(job.settings, video, correlator, job.segmenting)
+        how = segmenting_of(job.segmenting, memory)
         report({"event": "video", "video": job.name, "frames": len(video), "notes": []})
         with VideoResult(
             job.folder,

@@ -94,9 +94,8 @@ def _segment_video(
     clock = Clock(job.name, report, stop)
     with open_video(job.source) as whole:
         video = Some(whole, job.settings.every)
-        how = segmenting_of(
-            job.segmenting, memory_for_clustering(job.settings, video, correlator, job.segmenting)
-        )
+        memory = memory_for_clustering(job.settings, video, correlator, job.segmenting)
+        how = segmenting_of(job.segmenting, memory)
         report({"event": "video", "video": job.name, "frames": len(video), "notes": []})
         with VideoResult(
             job.folder,

@@ -136,7 +136,7 @@ def segmenting_record(settings: SegmentSettings) -> Json:
 
 
 def segmenting_of(record: Json, memory: int | None = None) -> Any:
-    """`Segmenting` of a record. Raises UsageError for an unknown field, and for a value out of range."""
+    """`Segmenting` of a record, `memory` bytes for clustering. Raises UsageError for an unknown field, and for a value out of range."""
     from unspool.ops.clustering import Clustering  # noqa: PLC0415
     from unspool.segmenting import Segmenting  # noqa: PLC0415
 
@@ -151,6 +151,7 @@ def segmenting_of(record: Json, memory: int | None = None) -> Any:
 
 
 def refining_of(settings: SegmentSettings) -> Any:
+    """`Refining` of the settings. Raises UsageError as `segmenting_of` does."""
     from unspool.ops.refining import Refining  # noqa: PLC0415
 
     return Refining(**_fitting(Refining(), settings.refining, "refining."))
@@ -184,6 +185,7 @@ def _correlator(model: str, device: str, precision: Any, seed: int) -> Any:
 
 
 def correlator_of(settings: SegmentSettings) -> Any:
+    """The block with its encoder, loaded once in a process; an untrained block where the model has none."""
     return _correlator(settings.model, settings.device, settings.precision, settings.seed)
 
 
