@@ -136,7 +136,10 @@ def segmenting_record(settings: SegmentSettings) -> Json:
 
 
 def segmenting_of(record: Json, memory: int | None = None) -> Any:
-    """`Segmenting` of a record, `memory` bytes for clustering. Raises UsageError for an unknown field, and for a value out of range."""
+    """`Segmenting` of a record, `memory` bytes for clustering.
+
+    Raises UsageError for an unknown field, and for a value out of range.
+    """
     from unspool.ops.clustering import Clustering  # noqa: PLC0415
     from unspool.segmenting import Segmenting  # noqa: PLC0415
 
