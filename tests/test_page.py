@@ -25,7 +25,8 @@ from make_result import COLOURS, READ_BAR_CODE, Clip, image, label_map, make_res
 
 from unspool.errors import OutputError, UsageError
 from unspool.page import Server, duration, read_result, serve, write_page
-from unspool.results import Run, VideoResult
+from unspool.results import Run
+from unspool.video_result import VideoResult
 
 if TYPE_CHECKING:
     from chromium import Browser

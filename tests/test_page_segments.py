@@ -18,11 +18,12 @@ from unspool.masks import davis_palette, read_mask, read_truth
 from unspool.ops.clustering import Clustering
 from unspool.ops.hierarchy import joined
 from unspool.page import write_page
-from unspool.results import Run, VideoResult
+from unspool.results import Run
 from unspool.segmenting import KeyFrames, Segmentation, Segmenting
 from unspool.segments import AttentionWriter, Chosen, read_hierarchy, write_hierarchy, write_tree
 from unspool.verbs.segment import SegmentJob, for_page
 from unspool.verbs.segment_settings import SegmentSettings
+from unspool.video_result import VideoResult
 
 if TYPE_CHECKING:
     from chromium import Browser

@@ -33,7 +33,7 @@ from unspool.protocols.discovery import (
     score_video,
     sentences,
 )
-from unspool.results import Json, VideoResult, safe_name, write_json, written_whole
+from unspool.results import Json, safe_name, write_json, written_whole
 from unspool.verbs.scoring import link_official
 from unspool.verbs.segment_needs import Clock, bytes_needed, memory_for_clustering, seconds_per_frame
 from unspool.verbs.segment_settings import (
@@ -45,6 +45,7 @@ from unspool.verbs.segment_settings import (
     segmenting_record,
 )
 from unspool.verbs.track import MOST_IDS, masks_written
+from unspool.video_result import VideoResult
 
 TAU_OF_ONE = 1.6  # where one object is sought its parts should merge (BA)
 

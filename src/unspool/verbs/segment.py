@@ -18,7 +18,7 @@ from unspool.inputs import default_folder, expand_inputs, names_of
 from unspool.jobs import Estimate, Plan, Report, Stop
 from unspool.masks import display_colours
 from unspool.options import file_stamp, in_words
-from unspool.results import Json, VideoResult
+from unspool.results import Json
 from unspool.verbs.segment_needs import Clock, bytes_needed, memory_for_clustering, seconds_per_frame
 from unspool.verbs.segment_settings import (
     SegmentSettings,
@@ -29,6 +29,7 @@ from unspool.verbs.segment_settings import (
     segmenting_record,
 )
 from unspool.video import open_video
+from unspool.video_result import VideoResult
 
 PALETTE = 96  # colours that the clusters of a cut share
 

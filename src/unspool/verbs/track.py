@@ -26,9 +26,10 @@ from unspool.protocols.tracking import (
     to_record,
     video_scores,
 )
-from unspool.results import Json, VideoResult
+from unspool.results import Json
 from unspool.video import Video, open_video
 from unspool.video.stream import Stream
+from unspool.video_result import VideoResult
 
 if TYPE_CHECKING:
     from unspool.segments import Chosen
