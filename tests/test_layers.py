@@ -16,7 +16,7 @@ FLOORS = [
     {"results", "display"},
     {"video_result", "page_clustering", "page_training", "segments", "export_encoder", "workers", "mirror"},
     {"page", "page_suite", "page_sweep", "training", "export"},
-    {"inputs", "jobs", "options", "reporting"},
+    {"inputs", "jobs", "options", "reporting", "page_server"},
     {"verbs"},
     {"cli"},
 ]

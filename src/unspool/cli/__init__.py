@@ -231,7 +231,7 @@ def view(result: Path, other: Path | None = None, /, *, port: int = 0, open_brow
     open_browser
         Open the page in the browser (`--no-open-browser` only prints its address).
     """
-    from unspool.page import view as serve_view
+    from unspool.page_server import view as serve_view
 
     folders = [result] if other is None else [result, other]
     for folder in folders:
