@@ -16,7 +16,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 from make_result import COLOURS, READ_BAR_CODE, Clip, image, label_map, make_result
-from test_page_server import served  # noqa: F401 (a fixture)
+from test_page_server import serving
 
 from unspool.errors import OutputError
 from unspool.page import duration, read_result, write_page
@@ -119,6 +119,9 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     browser: Browser = module.Browser(tmp_path_factory.mktemp("profile"))
     yield browser
     browser.close()
+
+
+served = pytest.fixture(serving, name="served")
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,7 @@ from unspool.errors import UsageError
 from unspool.page_server import Server, serve
 
 
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+def serving() -> Iterator[Callable[..., Server]]:
     """Start servers on free ports; they end with the test."""
     running: list[Server] = []
 
@@ -33,6 +32,9 @@ def served(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     for server in running:
         server.shutdown()
         server.server_close()
+
+
+served = pytest.fixture(serving, name="served")
 
 
 def get(
