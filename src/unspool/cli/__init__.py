@@ -14,6 +14,7 @@ from cyclopts import App, CycloptsError, Parameter
 import unspool
 from unspool.cli.evaluation import evaluate
 from unspool.cli.options import ModelOptions, RunOptions, SegmentOptions, run_plan
+from unspool.cli.suite import eval_suite
 from unspool.cli.training import training
 from unspool.errors import UnspoolError, UsageError
 
@@ -26,6 +27,7 @@ app = App(
     default_parameter=Parameter(negative=()),
     help_format="markdown",
 )
+evaluate.command(eval_suite, name="suite")
 app.command(evaluate)
 app.command(training)
 
