@@ -279,7 +279,7 @@ def _estimate(
             with job.video.open() as video:
                 size = (video.height, video.width)
                 if size not in measured:
-                    measured[size] = _seconds_per_frame(video, correlator, segmenting)
+                    measured[size] = _seconds_per_frame(video, video, correlator, segmenting)
                 memory = _memory_for_clustering(settings, video, correlator, segmenting)
                 beside, _ = _needs(video, correlator, segmenting)
                 peak = max(peak, beside + _how(segmenting, memory).memory)

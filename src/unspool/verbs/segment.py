@@ -235,24 +235,25 @@ class SegmentJob:
 
 
 class Some:
-    """One frame of so many of a video."""
+    """One frame of so many of a video, and at most `most`."""
 
-    def __init__(self, video: Any, every: int) -> None:
+    def __init__(self, video: Any, every: int, most: int | None = None) -> None:
         self.video, self.every = video, every
+        self.stop = len(video) if most is None else min(len(video), most * every)
         self.name: str = video.name
         self.height: int = video.height
         self.width: int = video.width
 
     def __len__(self) -> int:
-        return (len(self.video) + self.every - 1) // self.every
+        return (self.stop + self.every - 1) // self.every
 
     def __iter__(self) -> Iterator[Any]:
-        return islice(iter(self.video), 0, None, self.every)
+        return islice(iter(self.video), 0, self.stop, self.every)
 
     @property
     def times(self) -> Sequence[Fraction]:
         """Of the frames that are left, s."""
-        found: Sequence[Fraction] = list(self.video.times)[:: self.every]
+        found: Sequence[Fraction] = list(self.video.times)[: self.stop : self.every]
         return found
 
 
@@ -346,7 +347,7 @@ class _Clock:
     def __init__(self, job: SegmentJob, report: Report, stop: Stop) -> None:
         self.job, self.report, self.stop = job, report, stop
         self.total = 0
-        self.done: dict[str, int] = {}
+        self.done: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
         self.last = perf_counter()
 
@@ -355,7 +356,7 @@ class _Clock:
         self.last = perf_counter()
         self.done[stage] = 0
 
-    def __call__(self, stage: str, frames: int) -> None:
+    def __call__(self, stage: str, frames: float) -> None:
         """So many more frames are through a stage."""
         now = perf_counter()
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + now - self.last, 3)
@@ -367,7 +368,7 @@ class _Clock:
                 "event": "stage",
                 "video": self.job.name,
                 "stage": STAGES.get(stage, stage),
-                "done": done,
+                "done": round(done, 1) if done < self.total - 1e-6 else self.total,
                 "total": self.total,
                 "frames_per_second": round(rate, 2),
                 "seconds_left": round((self.total - done) / rate),
@@ -424,7 +425,7 @@ def _next_step(folder: Path, done: list[Json]) -> str:
 def _estimate(
     settings: SegmentSettings, segmenting: Json, jobs: Sequence[SegmentJob], workers: int
 ) -> Estimate:
-    """Frames, time and peak memory in one line: a blank frame is encoded, products are counted.
+    """Frames, time and peak memory in one line: a blank frame is encoded, clustering tried on small frames.
 
     Raises UsageError naming the least memory that works where the settings allow less.
     """
@@ -438,7 +439,7 @@ def _estimate(
                 need = _needs(video, correlator, segmenting)
                 size = (video.height, video.width)
                 if size not in measured:
-                    measured[size] = _seconds_per_frame(video, correlator, segmenting)
+                    measured[size] = _seconds_per_frame(whole, video, correlator, segmenting)
         except UsageError:
             raise
         except UnspoolError as error:
@@ -504,22 +505,53 @@ def _memory_for_clustering(
     return int(memory / SLACK) - beside
 
 
-def _seconds_per_frame(video: Any, correlator: Any, segmenting: Json) -> float:
+def _seconds_per_frame(whole: Any, video: Any, correlator: Any, segmenting: Json) -> float:
+    """Of encoding and clustering: a blank frame is encoded; what clusters is timed on a few small frames."""
     import numpy as np  # noqa: PLC0415
-    import torch  # noqa: PLC0415
 
     from unspool.segmenting import encoded, input_size  # noqa: PLC0415
 
     how = _how(segmenting)
+    clustering = _products(video, correlator, segmenting) * _seconds_per_product(
+        whole, correlator, segmenting
+    )
     blank = np.zeros((video.height, video.width, 3), np.uint8)
     size = input_size(video.height, video.width, correlator.encoder, how)
     started = perf_counter()
     encoded(blank, correlator, size, how)
-    encoding = perf_counter() - started
-    _, tokens, columns = _shape(video, correlator, segmenting)
-    products = 2 * tokens * columns * (2 * how.clustering.frames * tokens + correlator.encoder.dim)
-    square = torch.ones(768, 768)
-    started = perf_counter()
-    float((square @ square @ square)[0, 0])
-    rate = 2 * 2 * 768**3 / (perf_counter() - started)
-    return float(encoding + products / rate)
+    return perf_counter() - started + clustering
+
+
+TRIED_FRAMES, TRIED_TOKENS = 6, 160  # of a trial, and tokens of each of its frames
+
+
+def _products(video: Any, correlator: Any, segmenting: Json) -> float:
+    """Products that clustering makes for a frame, about."""
+    frames, tokens, columns = _shape(video, correlator, segmenting)
+    how = _how(segmenting).clustering
+    together = {"windowed": min(how.frames, frames) * tokens, "paper": frames * tokens}
+    return tokens * columns * (together.get(how.algorithm, how.clusters) + correlator.encoder.dim)
+
+
+def _seconds_per_product(whole: Any, correlator: Any, segmenting: Json) -> float:
+    """Of a trial: the first frames, small. How many clusters there are, and the machine's load, tell."""
+    from unspool.segmenting import input_size, segment  # noqa: PLC0415
+
+    few = Some(whole, 1, TRIED_FRAMES)
+    height, width = input_size(whole.height, whole.width, correlator.encoder, _how(segmenting))
+    share = min(1.0, (TRIED_TOKENS * correlator.encoder.patch**2 / (height * width)) ** 0.5)
+    sides = [max(1, round(share * side)) for side in sorted((height, width))]
+    small = {**segmenting, "resolution": sides, "key_every": 1}
+    last, took = [perf_counter()], {"encode": 0.0, "cluster": 0.0}
+
+    def clock(stage: str, frames: float) -> None:
+        now = perf_counter()
+        took[stage] += now - last[0]
+        last[0] = now
+
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            segment(few, correlator, _how(small), progress=clock)
+    except UnspoolError:
+        return 0.0  # the work itself will say what is wrong
+    return took["cluster"] / (len(few) * _products(few, correlator, small))
