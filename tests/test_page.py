@@ -301,7 +301,9 @@ def test_of_many_objects_the_largest_are_listed_until_all_are_asked_for(
     chromium.until("s.painted === 0")
     listed = "return [...document.querySelectorAll('#bands .chip')].map((c) => Number(c.dataset.id))"
     few = chromium.run(listed)
-    areas = np.bincount(np.concatenate([label_map(Clip("", 6, objects=20), t, 2).ravel() for t in range(6)]))
+    areas = np.bincount(
+        np.concatenate([label_map(Clip("", 6, objects=20), t, 2).ravel() for t in range(6)]), minlength=21
+    )
     assert sorted(few) == few
     assert len(few) == 12
     assert areas[few].min() >= max(areas[k] for k in range(1, 21) if k not in few)

@@ -181,3 +181,11 @@ def test_a_data_set_is_drawn_until_no_more_is_wanted() -> None:
     how = Clustering("dataset", at="tokens", side=12, kmeans=QUICK, seeds=(0,))
     score_clips(clips(3), how, lambda of, classes: bool(drawn.append(of.name)))
     assert drawn == ["clip0"]
+
+
+@pytest.mark.parametrize("unit", ["frame", "clip", "dataset"])
+def test_progress_counts_every_frame_once(unit: str) -> None:
+    told: list[float] = []
+    score_clips(clips(), Clustering(unit, side=0, dims=3, seeds=(0, 1)), progress=told.append)
+    assert sum(told) == pytest.approx(sum(len(clip.truth) for clip in clips()))
+    assert len(told) > 2 * 3

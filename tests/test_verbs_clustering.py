@@ -85,6 +85,16 @@ def test_scores_tables_pictures_and_page_of_two_encoders(run: Run, tmp_path: Pat
     assert code == 2 and "holds results of other settings" in err
 
 
+def test_the_progress_of_clustering_is_told_up_to_the_end(run: Run, tmp_path: Path) -> None:
+    davis(tmp_path / "DAVIS", {"cows": [1, 3]})
+    models = ("--model", "random-resnet18", "--before", "random-resnet18")
+    _, out, _ = run("--data", "davis17:DAVIS", *models, *SMALL, "--protocol", "f", "d", "-o", "out", "--json")
+    events = [json.loads(line) for line in out.splitlines()]
+    stages = [event for event in events if event["event"] == "stage"]
+    last = {event["video"]: (event["stage"], event["done"], event["total"]) for event in stages}
+    assert last == {"cows": ("clustering", 6, 6), "data-set": ("clustering", 6, 6)}
+
+
 @pytest.mark.parametrize(
     ("protocol", "clusters", "points"),
     [("overcluster-dataset", 49, "the data set, which has 48 tokens"),

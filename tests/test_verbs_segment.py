@@ -21,7 +21,8 @@ from unspool.errors import UsageError
 from unspool.masks import read_truth, write_mask
 from unspool.rendered import render
 from unspool.segments import Chosen, read_hierarchy
-from unspool.verbs.segment_settings import resolve_segment_settings
+from unspool.verbs.segment_needs import seconds_per_product
+from unspool.verbs.segment_settings import correlator_of, resolve_segment_settings, segmenting_record
 from unspool.video import VideoWriter, open_video
 
 SMALL = ("--resolution", "64x96")
@@ -158,6 +159,25 @@ def test_progress_is_told_by_stage(run: Run, tmp_path: Path) -> None:
     assert list(dict.fromkeys(e["stage"] for e in stages)) == ["encoding", "clustering", "writing"]
     assert stages[-1]["done"] == stages[-1]["total"] == 3
     assert all(e["seconds_left"] >= 0 for e in stages)
+
+
+def test_clustering_of_one_window_tells_how_far_it_is(run: Run, tmp_path: Path) -> None:
+    make_clip(tmp_path / "clip.mp4", frames=6)
+    one = ("--set", "clustering.frames=1")
+    _, out, _ = run("segment", "clip.mp4", *SMALL, *one, "-o", "r", "--json")
+    events = [json.loads(line) for line in out.splitlines()]
+    done = [e["done"] for e in events if e["event"] == "stage" and e["stage"] == "clustering"]
+    assert len(done) > 4
+    assert done == sorted(done)
+    assert done[-1] == 6
+
+
+@pytest.mark.parametrize("more", [[], ["represent=features"], ["clustering.algorithm=kmeans"]])
+def test_the_estimate_holds_what_clustering_takes(tmp_path: Path, more: list[str]) -> None:
+    settings = resolve_segment_settings({"device": "cpu", "resolution": "64x96"}, None, more)
+    with open_video(make_clip(tmp_path / "clip.mp4")) as video:
+        seconds = seconds_per_product(video, correlator_of(settings), segmenting_record(settings))
+    assert seconds > 0
 
 
 # ---------------------------------------------------------------------------------------- bad input

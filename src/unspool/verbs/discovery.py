@@ -277,7 +277,7 @@ def _estimate(
             with job.video.open() as video:
                 size = (video.height, video.width)
                 if size not in measured:
-                    measured[size] = seconds_per_frame(video, correlator, segmenting)
+                    measured[size] = seconds_per_frame(video, video, correlator, segmenting)
                 memory = memory_for_clustering(settings, video, correlator, segmenting)
                 beside, _ = bytes_needed(video, correlator, segmenting)
                 peak = max(peak, beside + segmenting_of(segmenting, memory).memory)

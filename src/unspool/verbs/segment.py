@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import shlex
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -22,6 +20,7 @@ from unspool.results import Json
 from unspool.verbs.segment_needs import Clock, bytes_needed, memory_for_clustering, seconds_per_frame
 from unspool.verbs.segment_settings import (
     SegmentSettings,
+    Some,
     correlator_of,
     correlator_record,
     refining_of,
@@ -50,28 +49,6 @@ class SegmentJob:
     def identity(self) -> Json:
         """The file with size and time stamp: what a rerun must find unchanged."""
         return {"video": file_stamp(self.source)}
-
-
-class Some:
-    """One frame of so many of a video."""
-
-    def __init__(self, video: Any, every: int) -> None:
-        self.video, self.every = video, every
-        self.name: str = video.name
-        self.height: int = video.height
-        self.width: int = video.width
-
-    def __len__(self) -> int:
-        return (len(self.video) + self.every - 1) // self.every
-
-    def __iter__(self) -> Iterator[Any]:
-        return islice(iter(self.video), 0, None, self.every)
-
-    @property
-    def times(self) -> Sequence[Fraction]:
-        """Of the frames that are left, s."""
-        found: Sequence[Fraction] = list(self.video.times)[:: self.every]
-        return found
 
 
 def segment_video(job: SegmentJob, report: Report, stop: Stop) -> Json:
@@ -203,7 +180,7 @@ def _next_step(folder: Path, done: list[Json]) -> str:
 def _estimate(
     settings: SegmentSettings, segmenting: Json, jobs: Sequence[SegmentJob], workers: int
 ) -> Estimate:
-    """Frames, time and peak memory in one line: a blank frame is encoded, products are counted.
+    """Frames, time and peak memory in one line: a blank frame is encoded, clustering tried on small frames.
 
     Raises UsageError naming the least memory that works where the settings allow less.
     """
@@ -217,7 +194,7 @@ def _estimate(
                 need = bytes_needed(video, correlator, segmenting)
                 size = (video.height, video.width)
                 if size not in measured:
-                    measured[size] = seconds_per_frame(video, correlator, segmenting)
+                    measured[size] = seconds_per_frame(whole, video, correlator, segmenting)
         except UsageError:
             raise
         except UnspoolError as error:

@@ -1,11 +1,13 @@
-"""What videos are cut by: the options of `segment` and `eval discovery`, their record, and the model."""
+"""What videos are cut by: options of `segment` and `eval discovery`, their record, the model, the frames."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from fractions import Fraction
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +207,29 @@ def correlator_record(settings: SegmentSettings) -> Json:
         "block": "learnt" if holds_block(settings.model) else "random",
         "device": settings.device,
     }
+
+
+# ------------------------------------------------------------------------------------------- frames
+
+
+class Some:
+    """One frame of so many of a video, and at most `most`."""
+
+    def __init__(self, video: Any, every: int, most: int | None = None) -> None:
+        self.video, self.every = video, every
+        self.stop = len(video) if most is None else min(len(video), most * every)
+        self.name: str = video.name
+        self.height: int = video.height
+        self.width: int = video.width
+
+    def __len__(self) -> int:
+        return (self.stop + self.every - 1) // self.every
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self.video), 0, self.stop, self.every)
+
+    @property
+    def times(self) -> Sequence[Fraction]:
+        """Of the frames that are left, s."""
+        found: Sequence[Fraction] = list(self.video.times)[: self.stop : self.every]
+        return found

@@ -76,13 +76,15 @@ def cluster(job: VideoJob | SetJob, report: Report, stop: Stop) -> Json:
             raise Interrupted
 
     sketches = Sketches(task.folder / "pictures" / job.name, clips) if job.drawn else None
-    clustered: Json = {}
-    for role in sorted(task.models):
+    clustered, hows = dict[str, Any](), task.of_unit(*units)
+    clock = Clock(job.name, total * len(hows), report, stop)
+    for rank, role in enumerate(sorted(task.models)):
         encoded = Encoded(clips, task.encoder(role), task, seen)
         clustered[role] = {}
-        for name, how in task.of_unit(*units).items():
+        for number, (name, how) in enumerate(hows.items()):
             draw = partial(sketches.add, role) if sketches and name == shown(task) else None
-            clustered[role][name] = _scored(encoded, how, draw)
+            clustered[role][name] = _scored(encoded, how, draw, clock)
+            clock.until(clock.total * (rank * len(hows) + number + 1) / (len(task.models) * len(hows)))
     pictures = sketches.write(tuple(task.models)) if sketches else []
     seconds = perf_counter() - started
     local = isinstance(job, SetJob) and not job.content.classes
@@ -101,17 +103,51 @@ def cluster(job: VideoJob | SetJob, report: Report, stop: Stop) -> Json:
     return record
 
 
+class Clock:
+    """Tells, once a second, how many frames are clustered; ends the work when asked to."""
+
+    def __init__(self, video: str, total: int, report: Report, stop: Stop) -> None:
+        self.video, self.total, self.report, self.stop = video, total, report, stop
+        self.done, self.first, self.began, self.told = 0.0, 0.0, 0.0, 0.0
+
+    def __call__(self, frames: float) -> None:
+        """So many more, of all protocols and models together."""
+        now = perf_counter()
+        self.done += frames
+        if not self.began:  # what came before, frames were read and encoded
+            self.first, self.began, self.told = self.done, now, now
+        if now - self.told >= 1 or self.done >= self.total - 1e-6:
+            self.told, rate = now, max(self.done - self.first, 1e-6) / max(now - self.began, 1e-3)
+            self.report(
+                {
+                    "event": "stage",
+                    "video": self.video,
+                    "stage": "clustering",
+                    "done": min(round(self.done), self.total),
+                    "total": self.total,
+                    "frames_per_second": round(rate, 2),
+                    "seconds_left": round(max(0.0, self.total - self.done) / rate),
+                }
+            )
+        if self.stop.is_set():
+            raise Interrupted
+
+    def until(self, done: float) -> None:
+        """A protocol is through, whatever it told."""
+        self(max(0.0, done - self.done))
+
+
 LOCAL = (
     "ids of this data set are objects of their own video; clustering all of it takes object 1 of every video "
     "for one class, as published, and the number means little"
 )
 
 
-def _scored(encoded: Encoded, how: Clustering, draw: Any) -> Json | None:
+def _scored(encoded: Encoded, how: Clustering, draw: Any, progress: Callable[[float], None]) -> Json | None:
     """A score as JSON; None where all truth is void."""
     if how.unit != "dataset" and all((clip.truth == VOID).all() for clip in encoded):
         return None
-    return asdict(score_clips(encoded, how, draw))
+    return asdict(score_clips(encoded, how, draw, progress))
 
 
 def _shares(encoded: Encoded) -> Json:
