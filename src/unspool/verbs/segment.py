@@ -505,6 +505,13 @@ def _memory_for_clustering(
     return int(memory / SLACK) - beside
 
 
+def estimate_of_frames(whole: Any, settings: SegmentSettings) -> tuple[int, float]:
+    """How many frames of a video are segmented, and the seconds that they take, about."""
+    video = Some(whole, settings.every)
+    each = _seconds_per_frame(whole, video, _model_of(settings), segmenting_record(settings))
+    return len(video), len(video) * each
+
+
 def _seconds_per_frame(whole: Any, video: Any, correlator: Any, segmenting: Json) -> float:
     """Of encoding and clustering: a blank frame is encoded; what clusters is timed on a few small frames."""
     import numpy as np  # noqa: PLC0415
