@@ -368,7 +368,7 @@ class _Clock:
                 "event": "stage",
                 "video": self.job.name,
                 "stage": STAGES.get(stage, stage),
-                "done": round(done, 1) if done < self.total - 1e-6 else self.total,
+                "done": int(done + 1e-6),
                 "total": self.total,
                 "frames_per_second": round(rate, 2),
                 "seconds_left": round((self.total - done) / rate),
