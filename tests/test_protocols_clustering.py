@@ -81,7 +81,12 @@ def test_a_data_set_larger_than_memory_gives_nearly_the_same(monkeypatch: pytest
     monkeypatch.setattr(protocol, "HELD", 4 * 8 * 500)  # 500 of 2304 points
     fitted: list[int] = []
     fit = kmeans.fit
-    monkeypatch.setattr(kmeans, "fit", lambda points, *rest: fitted.append(len(points)) or fit(points, *rest))
+
+    def counted(points: Tensor, *rest: object, **more: object) -> Tensor:
+        fitted.append(len(points))
+        return fit(points, *rest, **more)
+
+    monkeypatch.setattr(kmeans, "fit", counted)
     sampled = score_clips(clips(8), how)
     assert fitted[0] < 700
     assert sampled.bg == pytest.approx(whole.bg, abs=0.05)

@@ -354,6 +354,13 @@ def test_a_video_that_was_not_segmented_is_named(run: Run, tmp_path: Path) -> No
     assert "holds no finished segmentation of 'b'" in err
 
 
+def test_a_dry_run_of_the_demo_tells_tracked_and_segmented_frames_apart(run: Run) -> None:
+    code, out, err = run("demo", "--resolution", "64", "--dry-run", "-o", "d")
+    assert code == 0, err
+    assert "tracking with dul-small: 48 frames, about" in out
+    assert "; 24 of its frames segmented before that, about" in out
+
+
 @pytest.mark.slow
 def test_the_demo_shows_its_clip_segmented_and_tracked_on_one_page(run: Run, tmp_path: Path) -> None:
     code, out, err = run("demo", "--resolution", "128", "-o", "d")

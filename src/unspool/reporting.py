@@ -108,7 +108,7 @@ class Reporter:
     def _stage(self, event: Json) -> None:
         """One stage of one video: encoding, clustering, writing."""
         shown = f"{event['frames_per_second']:.1f} frames/s"
-        told = f"{shown}, {_duration(event['seconds_left'])} left"
+        told = f"{shown}, {_duration(event['seconds_left'])} of {event['stage']} left"
         self._advance(f"{event['video']}: {event['stage']}", event["done"], event["total"], shown, told)
 
     def _due(self, event: Json) -> bool:

@@ -10,7 +10,13 @@ from typing import Any
 from unspool.errors import UnspoolError, UsageError
 from unspool.jobs import Interrupted, Report, Stop
 from unspool.results import Json
-from unspool.verbs.segment_settings import SegmentSettings, Some, segmenting_of
+from unspool.verbs.segment_settings import (
+    SegmentSettings,
+    Some,
+    correlator_of,
+    segmenting_of,
+    segmenting_record,
+)
 
 SLACK = 1.1  # measurements of memory vary
 TRIED_FRAMES, TRIED_TOKENS = 6, 160  # of a trial, and tokens of each of its frames
@@ -63,6 +69,13 @@ def memory_for_clustering(
             "--resolution, a shorter --window, a lower --key-ratio or fewer --workers)"
         )
     return int(memory / SLACK) - beside
+
+
+def estimate_of_frames(whole: Any, settings: SegmentSettings) -> tuple[int, float]:
+    """How many frames of a video are segmented, and the seconds that they take, about."""
+    video = Some(whole, settings.every)
+    each = seconds_per_frame(whole, video, correlator_of(settings), segmenting_record(settings))
+    return len(video), len(video) * each
 
 
 def seconds_per_frame(whole: Any, video: Any, correlator: Any, segmenting: Json) -> float:
@@ -149,7 +162,7 @@ class Clock:
                 "event": "stage",
                 "video": self.video,
                 "stage": STAGES.get(stage, stage),
-                "done": round(done, 1) if done < self.total - 1e-6 else self.total,
+                "done": int(done + 1e-6),
                 "total": self.total,
                 "frames_per_second": round(rate, 2),
                 "seconds_left": round((self.total - done) / rate),
