@@ -221,3 +221,23 @@ def test_a_video_done_elsewhere_is_in_the_record_though_another_record_was_copie
     files().rm("/bucket/result/run.json")
     run(plan(there, Item("a", there), Item("b", there)), address=ADDRESS)
     assert [entry["name"] for entry in record(there)["videos"]] == ["a", "b"]
+
+
+def test_a_fetch_that_was_cut_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    run(plan(here, Item("a", here)), address=ADDRESS)
+    kind, first = type(files()), type(files()).get_file
+
+    def cut(fs: fsspec.AbstractFileSystem, path: str, *more: object) -> None:
+        if path.endswith("run.json"):
+            raise OSError("gone")
+        first(fs, path, *more)
+
+    monkeypatch.setattr(kind, "get_file", cut)
+    with pytest.raises(OutputError, match=r"run\.json: cannot be read"):
+        run(plan(there, Item("a", there)), address=ADDRESS)
+    monkeypatch.setattr(kind, "get_file", first)
+    reading = Reading(monkeypatch)
+    assert run(plan(there, Item("a", there)), address=ADDRESS)[0] == 0
+    fetched = {name.removeprefix("/bucket/result/") for name in reading.names}
+    assert fetched == {"run.json", "videos/a/done.json"}  # calls.txt and index.html are known

@@ -58,14 +58,16 @@ class Mirror:
 
     def fetch(self) -> None:
         """Bring here what the folder lacks, and what was changed at the address since it was last equal."""
-        for name in sorted(self._listing, key=_vouching_last):
-            if not self._equal(name):
-                local = self.folder / name
-                with self._told(name), written_whole(local) as part:
-                    self._files.get_file(f"{self._root}/{name}", str(part))
-                self._here[name], self._there[name] = _stamp(local), _mark(self._listing[name])
         self._there = {name: mark for name, mark in self._there.items() if name in self._listing}
-        self._write_known()
+        try:
+            for name in sorted(self._listing, key=_vouching_last):
+                if not self._equal(name):
+                    local = self.folder / name
+                    with written_whole(local) as part, self._told(name):
+                        self._files.get_file(f"{self._root}/{name}", str(part))
+                    self._here[name], self._there[name] = _stamp(local), _mark(self._listing[name])
+        finally:
+            self._write_known()
 
     def _equal(self, name: str) -> bool:
         """Whether the address still has what was copied or fetched last; what is here may be newer."""
