@@ -110,7 +110,7 @@ class Container:
             raise VideoError(f"{self.source}: {said}; the file is cut off or damaged, get a whole copy")
         stamps = [frame.pts for frame in frames if frame.pts is not None]
         ascending = len(stamps) == len(frames) and all(a < b for a, b in pairwise(stamps))
-        same = len(frames) > 1 and stamps == stamps[:1] * len(frames)
+        same = len(frames) == len(stamps) > 1 == len(set(stamps))
         self.index.counted = same or (not ascending and not self.index.plain)
         # Where time stamps are to be trusted, a frame that comes too late is damage: lost, as in players.
         self.index.pts = np.arange(len(frames)) if self.index.counted else _ascending(stamps)
