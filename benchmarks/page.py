@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from unspool.page import write_page
-from unspool.results import Run, VideoResult
+from unspool.results import Run
+from unspool.video_result import VideoResult
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from chromium import Browser

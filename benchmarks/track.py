@@ -18,9 +18,9 @@ from time import perf_counter
 from unspool.encoders import load_encoder
 from unspool.masks import read_mask, write_mask
 from unspool.rendered import render
-from unspool.results import VideoResult
 from unspool.tracking import Timings, track_frames
 from unspool.video import VideoWriter, open_video
+from unspool.video_result import VideoResult
 
 HEIGHT, WIDTH, FRAMES = 480, 854, 24
 REPEATS = 8

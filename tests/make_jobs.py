@@ -39,8 +39,9 @@ def wait_until_stopped(item: Item, report: Report, stop: Stop) -> Json:
 
 def write_part(item: Item, report: Report, stop: Stop) -> Json:
     """As a verb does: its part of the result, and something for the page."""
-    (item.folder / "data").mkdir(parents=True, exist_ok=True)
-    (item.folder / "data" / f"{item.name}.js").write_text("shown")
+    (item.folder / "data" / f"{item.name}.tree").mkdir(parents=True, exist_ok=True)
+    for name in (f"{item.name}.js", f"{item.name}-000.js", f"{item.name}.tree/leaves.js"):
+        (item.folder / "data" / name).write_text("shown")
+    write_json(item.folder / "pictures" / item.name / "model.json", {})
     write_json(item.folder / "videos" / item.name / "done.json", {"name": item.name})
-    write_json(item.folder / "videos" / "other" / "done.json", {"name": "other"})
     return {"name": item.name}

@@ -23,8 +23,9 @@ from unspool.encoders import load_encoder
 from unspool.errors import MaskError, UsageError, VideoError
 from unspool.export import Export, export
 from unspool.masks import davis_palette
-from unspool.results import Run, VideoResult
+from unspool.results import Run
 from unspool.video import VideoWriter, open_video
+from unspool.video_result import VideoResult
 
 HEIGHT, WIDTH, FRAMES = 46, 62, 5
 TIMES = [Fraction(1001 * t, 24_000) for t in range(FRAMES)]

@@ -502,6 +502,37 @@ def test_wrong_use_ends_with_2_and_says_what_is_right(
     assert "Traceback" not in err
 
 
+def test_a_mask_of_another_size_is_wrong_use_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
+    make_clip(tmp_path / "clip.mp4")
+    write_mask(tmp_path / "small.png", frame(0)[1][::2, ::2])
+    for more in ([], ["--dry-run"]):
+        code, out, err = run("track", "clip.mp4", "--mask", "small.png", *more)
+        assert code == 2, err
+        assert "small.png: mask is 40x24, but the video is 80x48" in err
+        assert "--resize-mask" in err
+        assert not out
+        assert not (tmp_path / "unspool-track-clip").exists()
+    assert run("track", "clip.mp4", "--mask", "small.png", "--resize-mask")[0] == 0
+
+
+def test_among_several_videos_a_mask_of_another_size_fails_its_own(run: Run, tmp_path: Path) -> None:
+    for name in "ab":
+        make_clip(tmp_path / f"{name}.mp4")
+    make_mask(tmp_path / "masks" / "a.png")
+    write_mask(tmp_path / "masks" / "b.png", frame(0)[1][::2, ::2])
+    assert "b: would fail" in run("track", "a.mp4", "b.mp4", "--mask", "masks", "--dry-run")[1]
+    code, _, err = run("track", "a.mp4", "b.mp4", "--mask", "masks", "-o", "r")
+    assert code == 1
+    assert "1 of 2 failed: b" in err
+    assert read(tmp_path / "r" / "videos" / "a" / "done.json")["frames"] == FRAMES
+
+
+def test_what_models_takes_is_shown_as_an_argument(run: Run) -> None:
+    said = run("models", "--help")[1]
+    assert "Arguments" in said
+    assert "--name" not in said
+
+
 def test_help_of_every_verb_ends_with_0_and_shows_an_example(run: Run) -> None:
     for verb in (["demo"], ["track"], ["eval", "tracking"], ["models"], ["view"]):
         code, out, _ = run(*verb, "--help")

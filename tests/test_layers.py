@@ -13,10 +13,10 @@ FLOORS = [
     {"data", "methods"},
     {"tracking", "segmenting"},
     {"protocols"},
-    {"results"},
-    {"page_clustering", "page_training", "segments", "export_encoder", "workers", "mirror"},
+    {"results", "display"},
+    {"video_result", "page_clustering", "page_training", "segments", "export_encoder", "workers", "mirror"},
     {"page", "page_suite", "page_sweep", "training", "export"},
-    {"inputs", "jobs", "options", "reporting"},
+    {"inputs", "jobs", "options", "reporting", "page_server"},
     {"verbs"},
     {"cli"},
 ]

@@ -7,8 +7,9 @@ import pytest
 
 from unspool.encoders import load_encoder
 from unspool.rendered import render
-from unspool.results import Run, VideoResult
+from unspool.results import Run
 from unspool.tracking import track_frames
+from unspool.video_result import VideoResult
 
 FRAMES, WARM, GROWTH = 10_000, 500, 50e6
 

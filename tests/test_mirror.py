@@ -8,9 +8,10 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from test_jobs import Item, calls, plan, run
+from test_jobs import Item, calls, do, plan, record, run
 
 from unspool.errors import OutputError, UsageError
+from unspool.jobs import Plan
 from unspool.mirror import Mirror
 
 ADDRESS = "memory://bucket/result"
@@ -95,3 +96,148 @@ def test_an_address_that_cannot_be_written_is_named_and_the_result_stays_here(tm
     with pytest.raises(OutputError, match=r"file/result.*cannot be read or written.*same command again"):
         run(plan(folder, Item("a", folder)), address=f"file://{tmp_path}/file/result")
     assert (folder / "videos/a/done.json").exists()
+
+
+def files() -> fsspec.AbstractFileSystem:
+    return fsspec.filesystem("memory")
+
+
+class Reading:
+    """Counts what is read of the address."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.names: list[str] = []
+        kind = type(files())
+        get_file, cat_file = kind.get_file, kind.cat_file
+
+        def get(fs: fsspec.AbstractFileSystem, path: str, *more: object, **how: object) -> None:
+            self.names.append(path)
+            get_file(fs, path, *more, **how)
+
+        def cat(fs: fsspec.AbstractFileSystem, path: str, *more: object, **how: object) -> bytes:
+            self.names.append(path)
+            return bytes(cat_file(fs, path, *more, **how))
+
+        monkeypatch.setattr(kind, "get_file", get)
+        monkeypatch.setattr(kind, "cat_file", cat)
+
+
+@pytest.mark.parametrize("address", [ADDRESS, "file://{}/remote"])
+def test_a_file_that_was_changed_at_the_address_is_fetched_though_its_size_is_the_same(
+    address: str, tmp_path: Path
+) -> None:
+    address, folder = address.format(tmp_path), tmp_path / "here"
+    run(plan(folder, Item("a", folder)), address=address)
+    there, root = fsspec.core.url_to_fs(address)
+    there.pipe_file(f"{root}/calls.txt", b"z\n")
+    assert run(plan(folder, Item("a", folder)), address=address)[0] == 0
+    assert calls(folder) == ["z"]
+    assert there.cat_file(f"{root}/calls.txt") == b"z\n"
+
+
+@pytest.mark.parametrize("address", [ADDRESS, "file://{}/remote"])
+def test_what_is_equal_here_and_there_is_not_read_again(address: str, tmp_path: Path) -> None:
+    address, folder = address.format(tmp_path), tmp_path / "here"
+    run(plan(folder, Item("a", folder), Item("b", folder)), address=address)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix != ".json"}
+    mirror = Mirror(address, folder)
+    mirror.look()
+    mirror.fetch()
+    after = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix != ".json"}
+    assert after == before
+
+
+def test_a_rerun_reads_nothing_of_what_it_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "here"
+    run(plan(folder, Item("a", folder), Item("b", folder)), address=ADDRESS)
+    reading = Reading(monkeypatch)
+    assert run(plan(folder, Item("a", folder), Item("b", folder)), address=ADDRESS)[0] == 0
+    assert reading.names == []
+
+
+def test_what_is_newer_here_is_kept_and_copied(tmp_path: Path) -> None:
+    folder = tmp_path / "here"
+    run(plan(folder, Item("a", folder)), address=ADDRESS)
+    (folder / "calls.txt").write_text("a\nnewer\n")
+    run(plan(folder, Item("a", folder)), address=ADDRESS)
+    assert calls(folder) == ["a", "newer"]
+    assert files().cat_file("/bucket/result/calls.txt") == b"a\nnewer\n"
+
+
+def test_what_is_known_of_one_address_says_nothing_of_another(tmp_path: Path) -> None:
+    folder, other = tmp_path / "here", tmp_path / "there"
+    run(plan(folder, Item("a", folder)), address=ADDRESS)
+    run(plan(other, Item("a", other)), address="memory://bucket/other")
+    files().pipe_file("/bucket/other/calls.txt", b"z\n")
+    run(plan(folder, Item("a", folder)), address="memory://bucket/other")
+    assert calls(folder) == ["z"]
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_other_settings_at_the_address_are_told_before_anything_is_fetched(
+    dry_run: bool, tmp_path: Path
+) -> None:
+    folder, other = tmp_path / "here", tmp_path / "there"
+    run(plan(folder, Item("a", folder)), address=ADDRESS)
+    changed = Plan("track", other, {"model": "b"}, [Item("a", other)], do)
+    with pytest.raises(UsageError, match=f"{ADDRESS}: holds results of other settings .model: 'a' there"):
+        run(changed, address=ADDRESS, dry_run=dry_run)
+    assert not other.exists()
+
+
+def test_another_input_at_the_address_is_told_before_anything_is_fetched(tmp_path: Path) -> None:
+    folder, other = tmp_path / "here", tmp_path / "there"
+    run(plan(folder, Item("a", folder)), address=ADDRESS)
+    with pytest.raises(UsageError, match="'a' was done with another video"):
+        run(plan(other, Item("a", other, version=2)), address=ADDRESS)
+    assert not other.exists()
+
+
+def test_other_settings_in_the_folder_are_told_before_anything_is_fetched(tmp_path: Path) -> None:
+    folder, other = tmp_path / "here", tmp_path / "there"
+    run(plan(folder, Item("a", folder)), address=ADDRESS)
+    run(Plan("track", other, {"model": "b"}, [], do))
+    before = sorted(other.rglob("*"))
+    with pytest.raises(UsageError, match=r"there: holds results of other settings .model: 'b' there"):
+        run(plan(other, Item("a", other)), address=ADDRESS)
+    assert sorted(other.rglob("*")) == before
+
+
+def test_a_dry_run_says_what_is_done_at_the_address_and_fetches_nothing(tmp_path: Path) -> None:
+    folder, other = tmp_path / "here", tmp_path / "there"
+    run(plan(folder, Item("a", folder)), address=ADDRESS)
+    code, events = run(plan(other, Item("a", other), Item("b", other)), address=ADDRESS, dry_run=True)
+    assert code == 0
+    assert [e["text"] for e in events] == ["a: already done", f"b -> {other}/videos/b"]
+    assert not other.exists()
+
+
+def test_a_video_done_elsewhere_is_in_the_record_though_another_record_was_copied_since(
+    tmp_path: Path,
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    run(plan(here, Item("a", here)), address=ADDRESS)
+    (here / "run.json").unlink()
+    files().rm("/bucket/result/run.json")
+    run(plan(there, Item("a", there), Item("b", there)), address=ADDRESS)
+    assert [entry["name"] for entry in record(there)["videos"]] == ["a", "b"]
+
+
+def test_a_fetch_that_was_cut_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    run(plan(here, Item("a", here)), address=ADDRESS)
+    kind, first = type(files()), type(files()).get_file
+
+    def cut(fs: fsspec.AbstractFileSystem, path: str, *more: object) -> None:
+        if path.endswith("run.json"):
+            raise OSError("gone")
+        first(fs, path, *more)
+
+    monkeypatch.setattr(kind, "get_file", cut)
+    with pytest.raises(OutputError, match=r"run\.json: cannot be read"):
+        run(plan(there, Item("a", there)), address=ADDRESS)
+    monkeypatch.setattr(kind, "get_file", first)
+    reading = Reading(monkeypatch)
+    assert run(plan(there, Item("a", there)), address=ADDRESS)[0] == 0
+    fetched = {name.removeprefix("/bucket/result/") for name in reading.names}
+    assert fetched == {"run.json", "videos/a/done.json"}  # calls.txt and index.html are known

@@ -97,3 +97,11 @@ def test_features_that_are_not_finite_are_refused() -> None:
 def test_settings_out_of_range_are_refused_by_name(wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError, match=f"kmeans.{next(iter(wrong))} = "):
         KMeans(**wrong)
+
+
+@pytest.mark.parametrize("tries", [1, 4])
+def test_progress_is_told_after_each_iteration_and_sums_to_one(tries: int) -> None:
+    told: list[float] = []
+    fit(blobs(4)[0], 4, 0, KMeans(tries=tries), progress=told.append)
+    assert len(told) >= 2 * tries
+    assert sum(told) == pytest.approx(1)

@@ -5,26 +5,24 @@ One browser serves all tests; without Chromium and its driver the tests that nee
 
 from __future__ import annotations
 
-import http.client
 import json
-import re
 import shutil
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 from make_result import COLOURS, READ_BAR_CODE, Clip, image, label_map, make_result
+from test_page_server import serving
 
-from unspool.errors import OutputError, UsageError
-from unspool.page import Server, duration, read_result, serve, write_page
-from unspool.results import Run, VideoResult
+from unspool.errors import OutputError
+from unspool.page import duration, read_result, write_page
+from unspool.page_server import Server
+from unspool.results import Run
+from unspool.video_result import VideoResult
 
 if TYPE_CHECKING:
     from chromium import Browser
@@ -59,6 +57,17 @@ def test_without_truth_videos_are_listed_by_name(tmp_path: Path) -> None:
     assert [entry.name for entry in read_result(tmp_path).entries] == ["a", "b", "c"]
 
 
+def test_tracked_and_segmented_videos_are_counted_apart(tmp_path: Path) -> None:
+    make_result(tmp_path, [Clip("one", frames=4), Clip("one-segmented", frames=2, objects=5, truth=False)])
+    assert read_result(tmp_path).counts == [("", 6, 7)]
+    done = tmp_path / "videos" / "one-segmented" / "done.json"
+    done.write_text(json.dumps({**json.loads(done.read_text()), "clusters": 5}))
+    assert read_result(tmp_path).counts == [("tracked", 4, 2), ("segmented", 2, 5)]
+    text = " ".join(write_page(tmp_path).read_text("utf-8").split())
+    assert "<li>tracked: 4 frames, 2 objects</li> <li>segmented: 2 frames, 5 objects</li>" in text
+    assert "<td>4</td><td>2</td>" in text.split("<tfoot>")[1]
+
+
 def test_hostile_names_are_escaped_in_the_page(tmp_path: Path) -> None:
     page = write_page(make_result(tmp_path, [Clip(name, frames=2) for name in HOSTILE]))
     text = page.read_text("utf-8")
@@ -91,129 +100,6 @@ def test_durations_read_like_speech(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
 
 
-# ---------------------------------------------------------------------------------------- the server
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Start servers on free ports; they end with the test."""
-    running: list[Server] = []
-
-    def start(*folders: Path) -> Server:
-        server = serve(list(folders))
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        running.append(server)
-        return server
-
-    yield start
-    for server in running:
-        server.shutdown()
-        server.server_close()
-
-
-def get(
-    server: Server, path: str, method: str = "GET", **headers: str
-) -> tuple[http.client.HTTPResponse, bytes]:
-    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=10)
-    connection.request(method, path, headers=headers)
-    response = connection.getresponse()
-    body = response.read()
-    connection.close()
-    return response, body
-
-
-def test_server_is_bound_to_loopback_only(tmp_path: Path, served: Callable[..., Server]) -> None:
-    server = served(make_result(tmp_path, [Clip("swan", frames=2)]))
-    assert server.server_address[0] == "127.0.0.1"
-    assert b"swan" in get(server, "/")[1]
-
-
-@pytest.mark.parametrize(
-    ("asked", "start", "end"), [("bytes=0-", 0, None), ("bytes=10-19", 10, 20), ("bytes=-5", -5, None)]
-)
-def test_server_answers_byte_ranges(
-    tmp_path: Path, served: Callable[..., Server], asked: str, start: int, end: int | None
-) -> None:
-    server = served(make_result(tmp_path, [Clip("swan", frames=2)]))
-    whole = (tmp_path / "videos/swan/frames.mp4").read_bytes()
-    response, body = get(server, "/videos/swan/frames.mp4", Range=asked)
-    assert (response.status, body) == (206, whole[start:end])
-    first = start % len(whole)
-    assert response.headers["Content-Range"] == f"bytes {first}-{first + len(body) - 1}/{len(whole)}"
-
-
-def test_server_sends_the_whole_file_without_a_range(tmp_path: Path, served: Callable[..., Server]) -> None:
-    server = served(make_result(tmp_path, [Clip("swan", frames=2)]))
-    whole = (tmp_path / "videos/swan/frames.mp4").read_bytes()
-    for asked in ({}, {"Range": "lines=1-2"}):
-        response, body = get(server, "/videos/swan/frames.mp4", **asked)
-        assert (response.status, body, response.headers["Accept-Ranges"]) == (200, whole, "bytes")
-    assert get(server, "/videos/swan/frames.mp4", "HEAD")[1] == b""
-
-
-def test_server_refuses_a_range_beyond_the_end(tmp_path: Path, served: Callable[..., Server]) -> None:
-    server = served(make_result(tmp_path, [Clip("swan", frames=2)]))
-    assert get(server, "/videos/swan/frames.mp4", Range="bytes=99999999-")[0].status == 416
-
-
-@pytest.mark.parametrize(
-    "path",
-    ["/../secret.txt", "/%2e%2e/secret.txt", "/data/../../secret.txt", "//etc/passwd", "/a%00b", "/link"],
-)
-def test_server_gives_nothing_outside_the_folder(
-    tmp_path: Path, served: Callable[..., Server], path: str
-) -> None:
-    (tmp_path / "secret.txt").write_text("secret")
-    folder = make_result(tmp_path / "result", [Clip("swan", frames=2)])
-    (folder / "link").symlink_to(tmp_path / "secret.txt")
-    assert get(served(folder), path)[0].status == 404
-
-
-def test_server_refuses_a_foreign_host_name(tmp_path: Path, served: Callable[..., Server]) -> None:
-    server = served(make_result(tmp_path, [Clip("swan", frames=2)]))
-    assert get(server, "/", Host="evil.example")[0].status == 403
-
-
-def test_server_lists_the_masks_folder(tmp_path: Path, served: Callable[..., Server]) -> None:
-    server = served(make_result(tmp_path, [Clip("swan", frames=2)]))
-    assert b'href="00000.png"' in get(server, "/videos/swan/masks/")[1]
-
-
-def test_two_results_are_compared_with_the_largest_loss_first(
-    tmp_path: Path, served: Callable[..., Server]
-) -> None:
-    a = make_result(tmp_path / "a", [Clip("swan", shift=1), Clip("dog", shift=2), Clip("only-a")])
-    b = make_result(tmp_path / "b", [Clip("swan", shift=2), Clip("dog", shift=9)])
-    text = get(served(a, b), "/")[1].decode()
-    table = text[text.index('<table id="differences"') :]
-    assert re.findall(r'<th scope="row">(.*?)</th>', table)[:3] == ["dog", "swan", "only-a"]
-    assert "−0." in table
-
-
-def test_view_refuses_three_results_and_a_port_in_use(tmp_path: Path, served: Callable[..., Server]) -> None:
-    folder = make_result(tmp_path, [Clip("swan", frames=2)])
-    with pytest.raises(UsageError, match="one result or two"):
-        serve([folder] * 3)
-    with pytest.raises(UsageError, match="choose another"):
-        serve([folder], port=served(folder).server_address[1])
-
-
-def test_ctrl_c_ends_view_quietly(tmp_path: Path) -> None:
-    folder = make_result(tmp_path, [Clip("swan", frames=2)])
-    script = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from pathlib import Path; from unspool.page import view\n"
-        f"view([Path({str(folder)!r})], open_browser=False)"
-    )
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", script], **pipes) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith("http://127.0.0.1:")
-        process.send_signal(signal.SIGINT)
-        _, complaint = process.communicate(timeout=20)
-    assert (process.returncode, complaint) == (0, "")
-
-
 # --------------------------------------------------------------------------------------- the browser
 
 
@@ -233,6 +119,9 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     browser: Browser = module.Browser(tmp_path_factory.mktemp("profile"))
     yield browser
     browser.close()
+
+
+served = pytest.fixture(serving, name="served")
 
 
 @pytest.fixture(scope="session")
@@ -403,6 +292,43 @@ def test_number_keys_and_chips_switch_objects_off_and_on(chromium: Browser, page
     assert chromium.run("return document.querySelector('.chip[data-id=\"2\"]').ariaPressed") == "false"
     chromium.run("document.querySelector('.chip[data-id=\"2\"]').click()")
     assert chromium.pixel(*place)[3] > 0
+
+
+def test_of_many_objects_the_largest_are_listed_until_all_are_asked_for(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    chromium.open(write_page(make_result(tmp_path, [Clip("crowd", frames=6, objects=20, truth=False)])))
+    chromium.until("s.painted === 0")
+    listed = "return [...document.querySelectorAll('#bands .chip')].map((c) => Number(c.dataset.id))"
+    few = chromium.run(listed)
+    areas = np.bincount(
+        np.concatenate([label_map(Clip("", 6, objects=20), t, 2).ravel() for t in range(6)]), minlength=21
+    )
+    assert sorted(few) == few
+    assert len(few) == 12
+    assert areas[few].min() >= max(areas[k] for k in range(1, 21) if k not in few)
+    chromium.press("1")
+    chromium.run("document.querySelector('#bands .more').click()")
+    assert chromium.run(listed) == list(range(1, 21))
+    assert chromium.run("return document.querySelector('.chip[data-id=\"1\"]').ariaPressed") == "false"
+    chromium.run("document.querySelector('#bands .more').click()")
+    assert chromium.run(listed) == few
+
+
+def test_a_page_of_few_objects_has_no_button_for_all(chromium: Browser, pages: dict[str, Path]) -> None:
+    chromium.open(pages["two"])
+    chromium.until("s.painted === 0")
+    assert chromium.run("return document.querySelectorAll('#bands .more').length") == 0
+
+
+def test_on_a_phone_a_wide_table_scrolls_by_itself(chromium: Browser, pages: dict[str, Path]) -> None:
+    chromium.open(pages["two"], width=390)
+    page, shown, whole = chromium.run(
+        "const t = document.querySelector('#scores').closest('.scroll');"
+        "return [document.documentElement.scrollWidth - innerWidth, t.clientWidth, t.scrollWidth]"
+    )
+    assert page <= 0
+    assert shown <= 390 < whole
 
 
 def test_t_shows_the_truth_and_d_the_difference(chromium: Browser, pages: dict[str, Path]) -> None:

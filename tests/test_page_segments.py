@@ -18,10 +18,12 @@ from unspool.masks import davis_palette, read_mask, read_truth
 from unspool.ops.clustering import Clustering
 from unspool.ops.hierarchy import joined
 from unspool.page import write_page
-from unspool.results import Run, VideoResult
+from unspool.results import Run
 from unspool.segmenting import KeyFrames, Segmentation, Segmenting
 from unspool.segments import AttentionWriter, Chosen, read_hierarchy, write_hierarchy, write_tree
-from unspool.verbs.segment import SegmentJob, SegmentSettings, for_page
+from unspool.verbs.segment import SegmentJob, for_page
+from unspool.verbs.segment_settings import SegmentSettings
+from unspool.video_result import VideoResult
 
 if TYPE_CHECKING:
     from chromium import Browser
@@ -135,6 +137,15 @@ def keep(browser: Browser, name: str, *places: tuple[float, float]) -> None:
 def test_published_labels_are_the_default_view(browser: Browser) -> None:
     assert browser.state()["segments"]["clusters"] is None
     assert np.array_equal(drawn(browser), leaves()[0] // 2 + 1)
+
+
+def test_the_words_of_the_page_are_explained_on_it(browser: Browser) -> None:
+    said = browser.run("return document.getElementById('cut-help').textContent")
+    for word in ("Published", "tau", "Attention", "slider"):
+        assert word in said
+    assert browser.run(
+        "return [...document.querySelectorAll('#cutting button[data-tool]')].every((b) => b.title)"
+    )
 
 
 @pytest.mark.parametrize(("value", "clusters"), [(0, 6), (1000, 1), (390, 3)])

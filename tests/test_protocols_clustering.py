@@ -81,7 +81,12 @@ def test_a_data_set_larger_than_memory_gives_nearly_the_same(monkeypatch: pytest
     monkeypatch.setattr(protocol, "HELD", 4 * 8 * 500)  # 500 of 2304 points
     fitted: list[int] = []
     fit = kmeans.fit
-    monkeypatch.setattr(kmeans, "fit", lambda points, *rest: fitted.append(len(points)) or fit(points, *rest))
+
+    def counted(points: Tensor, *rest: object, **more: object) -> Tensor:
+        fitted.append(len(points))
+        return fit(points, *rest, **more)
+
+    monkeypatch.setattr(kmeans, "fit", counted)
     sampled = score_clips(clips(8), how)
     assert fitted[0] < 700
     assert sampled.bg == pytest.approx(whole.bg, abs=0.05)
@@ -181,3 +186,11 @@ def test_a_data_set_is_drawn_until_no_more_is_wanted() -> None:
     how = Clustering("dataset", at="tokens", side=12, kmeans=QUICK, seeds=(0,))
     score_clips(clips(3), how, lambda of, classes: bool(drawn.append(of.name)))
     assert drawn == ["clip0"]
+
+
+@pytest.mark.parametrize("unit", ["frame", "clip", "dataset"])
+def test_progress_counts_every_frame_once(unit: str) -> None:
+    told: list[float] = []
+    score_clips(clips(), Clustering(unit, side=0, dims=3, seeds=(0, 1)), progress=told.append)
+    assert sum(told) == pytest.approx(sum(len(clip.truth) for clip in clips()))
+    assert len(told) > 2 * 3

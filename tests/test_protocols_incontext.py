@@ -3,6 +3,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from oracles_incontext import memory_of
 from torch.nn.functional import normalize
 
 from unspool.errors import DataError, ShapeError, UsageError
@@ -11,7 +12,6 @@ from unspool.protocols import incontext
 from unspool.protocols.incontext import (
     enlarged,
     labelled,
-    memory_of,
     nearest_rows,
     patch_labels,
     rare_patches,

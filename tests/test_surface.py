@@ -34,7 +34,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         "import unspool.cli; unspool.cli.main(['segment', '--help'])",
         "import unspool.cli; unspool.cli.main(['--version'])",
         "import unspool.cli; unspool.cli.main(['track', '--no-such-option'])",
-        "import unspool.page, unspool.masks, unspool.video, unspool.results, unspool.metrics",
+        "import unspool.page_server, unspool.masks, unspool.video, unspool.results, unspool.metrics",
     ],
 )
 def test_torch_is_not_imported_by(statement: str) -> None:

@@ -72,9 +72,9 @@ def test_scores_tables_pictures_and_page_of_two_encoders(run: Run, tmp_path: Pat
     rows = list(csv.DictReader((tmp_path / "out/scores.csv").open()))
     assert {row["model"] for row in rows} == {"random-vits16", "random-resnet18"}
     for row in ("truth", "before", "model"):
-        assert Image.open(tmp_path / f"out/pictures/cows-{row}.jpg").size == (2 * 192, 144)
+        assert Image.open(tmp_path / f"out/pictures/cows/cows-{row}.jpg").size == (2 * 192, 144)
     page = (tmp_path / "out/index.html").read_text("utf-8")
-    assert "pictures/goat-before.jpg" in page and "cluster-clip-hungarian" in page
+    assert "pictures/goat/goat-before.jpg" in page and "cluster-clip-hungarian" in page
     assert "object 1 of every video" in err and "object 1 of every video" in page
 
     before = (tmp_path / "out/scores.json").read_bytes()
@@ -85,12 +85,37 @@ def test_scores_tables_pictures_and_page_of_two_encoders(run: Run, tmp_path: Pat
     assert code == 2 and "holds results of other settings" in err
 
 
-def test_more_clusters_than_pixels_fail_by_name_and_the_rest_goes_on(run: Run, tmp_path: Path) -> None:
+def test_the_progress_of_clustering_is_told_up_to_the_end(run: Run, tmp_path: Path) -> None:
+    davis(tmp_path / "DAVIS", {"cows": [1, 3]})
+    models = ("--model", "random-resnet18", "--before", "random-resnet18")
+    _, out, _ = run("--data", "davis17:DAVIS", *models, *SMALL, "--protocol", "f", "d", "-o", "out", "--json")
+    events = [json.loads(line) for line in out.splitlines()]
+    stages = [event for event in events if event["event"] == "stage"]
+    last = {event["video"]: (event["stage"], event["done"], event["total"]) for event in stages}
+    assert last == {"cows": ("clustering", 6, 6), "data-set": ("clustering", 6, 6)}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "clusters", "points"),
+    [("overcluster-dataset", 49, "the data set, which has 48 tokens"),
+     ("overcluster-clip", 50177, "a clip of 1 frames, which has 50176 pixels")],
+)  # fmt: skip
+def test_more_clusters_than_tokens_are_told_before_anything_is_encoded(
+    run: Run, tmp_path: Path, protocol: str, clusters: int, points: str
+) -> None:
+    davis(tmp_path / "DAVIS", {"cows": [1]})
+    arguments = ("--data", "davis17:DAVIS", *SMALL, "--model", "random-vits16", "--protocol", protocol)
+    code, _, err = run(*arguments, "--clusters", clusters, "-o", "out")
+    assert code == 2
+    assert f"--clusters {clusters}: {protocol}-many-precision clusters {points}; use --clusters " in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_as_many_clusters_as_tokens_are_made(run: Run, tmp_path: Path) -> None:
     davis(tmp_path / "DAVIS", {"cows": [1]})
     protocols = ("--model", "random-vits16", "--protocol", "overcluster-dataset")
-    code, _, err = run("--data", "davis17:DAVIS", *SMALL, *protocols, "--clusters", 99, "-o", "out")
-    assert code == 1
-    assert "99 clusters of 48 tokens" in err and "--clusters" in err
+    code, _, err = run("--data", "davis17:DAVIS", *SMALL, *protocols, "--clusters", 48, "-o", "out")
+    assert code == 0, err
 
 
 def test_a_video_of_void_alone_is_left_out(run: Run, tmp_path: Path) -> None:
@@ -140,7 +165,7 @@ def test_voc_is_scored_as_a_whole_with_all_its_classes(run: Run, tmp_path: Path)
     assert code == 0, err
     classes = read(tmp_path / "out/scores.json")["classes"]
     assert {c["name"] for c in classes} == {"background", "person"}
-    assert (tmp_path / "out/pictures/a-model.jpg").exists()
+    assert (tmp_path / "out/pictures/data-set/a-model.jpg").exists()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from unspool.cli import main
 from unspool.data import sequences
 from unspool.masks import read_truth, write_mask
 from unspool.verbs.discovery import _for_one_object
-from unspool.verbs.segment import resolve_segment_settings, segmenting_record
+from unspool.verbs.segment_settings import resolve_segment_settings, segmenting_record
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = ("--resolution", "64x96", "--model", "random-resnet18")

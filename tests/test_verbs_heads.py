@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from oracles_incontext import memory_of
 
 from unspool.cli import main
 from unspool.data.features import Kept
 from unspool.errors import UsageError
 from unspool.ops import neighbours
-from unspool.protocols.incontext import enlarged, labelled, memory_of, needs, patch_labels
+from unspool.protocols.incontext import enlarged, labelled, needs, patch_labels
 from unspool.verbs.heads import Settings, linear_plan
 from unspool.verbs.heads.incontext import InContext, filled, predicted
 

@@ -21,7 +21,8 @@ from unspool.errors import UsageError
 from unspool.masks import read_truth, write_mask
 from unspool.rendered import render
 from unspool.segments import Chosen, read_hierarchy
-from unspool.verbs.segment import resolve_segment_settings
+from unspool.verbs.segment_needs import seconds_per_product
+from unspool.verbs.segment_settings import correlator_of, resolve_segment_settings, segmenting_record
 from unspool.video import VideoWriter, open_video
 
 SMALL = ("--resolution", "64x96")
@@ -80,6 +81,14 @@ def test_segment_leaves_the_promised_folder_and_prints_its_page(run: Run, tmp_pa
     assert len(list((folder / "videos" / "clip" / "masks").iterdir())) == 6
     model = read(folder / "run.json")["model"]
     assert (model["name"], model["block"]) == ("dul-small", "learnt")
+
+
+def test_the_next_command_names_the_object_that_covers_most(run: Run, tmp_path: Path) -> None:
+    make_clip(tmp_path / "my clip.mp4")
+    _, out, _ = run("segment", "my clip.mp4", *PIECES, "-o", "r")
+    masks = [read_truth(p) for p in sorted((tmp_path / "r").rglob("masks/*.png"))]
+    most = int(np.bincount(np.concatenate([m.ravel() for m in masks]), minlength=2)[1:].argmax()) + 1
+    assert f"unspool track 'my clip.mp4' --from r --objects {most}" in out
 
 
 def test_masks_are_the_labels_of_the_hierarchy_file_at_the_videos_size(run: Run, tmp_path: Path) -> None:
@@ -150,6 +159,25 @@ def test_progress_is_told_by_stage(run: Run, tmp_path: Path) -> None:
     assert list(dict.fromkeys(e["stage"] for e in stages)) == ["encoding", "clustering", "writing"]
     assert stages[-1]["done"] == stages[-1]["total"] == 3
     assert all(e["seconds_left"] >= 0 for e in stages)
+
+
+def test_clustering_of_one_window_tells_how_far_it_is(run: Run, tmp_path: Path) -> None:
+    make_clip(tmp_path / "clip.mp4", frames=6)
+    one = ("--set", "clustering.frames=1")
+    _, out, _ = run("segment", "clip.mp4", *SMALL, *one, "-o", "r", "--json")
+    events = [json.loads(line) for line in out.splitlines()]
+    done = [e["done"] for e in events if e["event"] == "stage" and e["stage"] == "clustering"]
+    assert len(done) > 4
+    assert done == sorted(done)
+    assert done[-1] == 6
+
+
+@pytest.mark.parametrize("more", [[], ["represent=features"], ["clustering.algorithm=kmeans"]])
+def test_the_estimate_holds_what_clustering_takes(tmp_path: Path, more: list[str]) -> None:
+    settings = resolve_segment_settings({"device": "cpu", "resolution": "64x96"}, None, more)
+    with open_video(make_clip(tmp_path / "clip.mp4")) as video:
+        seconds = seconds_per_product(video, correlator_of(settings), segmenting_record(settings))
+    assert seconds > 0
 
 
 # ---------------------------------------------------------------------------------------- bad input
@@ -324,6 +352,13 @@ def test_a_video_that_was_not_segmented_is_named(run: Run, tmp_path: Path) -> No
     code, _, err = run("track", "videos", "--from", "s", "-o", "t")
     assert code == 1
     assert "holds no finished segmentation of 'b'" in err
+
+
+def test_a_dry_run_of_the_demo_tells_tracked_and_segmented_frames_apart(run: Run) -> None:
+    code, out, err = run("demo", "--resolution", "64", "--dry-run", "-o", "d")
+    assert code == 0, err
+    assert "tracking with dul-small: 48 frames, about" in out
+    assert "; 24 of its frames segmented before that, about" in out
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from test_verbs_clustering import davis
 
 from unspool.cli import app, main
 from unspool.errors import UsageError
-from unspool.verbs.suite.running import Model, _said_once, planned, why_empty
+from unspool.verbs.suite.running import Model, planned, run_of, said_once, why_empty
 from unspool.verbs.suite.running import Order as Suite
 from unspool.verbs.suite.tables import KINDS, Column, Row, evaluations, read_data, read_tables
 from unspool.verbs.suite.writing import Source, filled, latex, markdown
@@ -240,7 +240,7 @@ def test_a_part_that_a_model_lacks_is_a_reason(tmp_path: Path) -> None:
 
 def test_of_an_option_said_twice_the_last_counts() -> None:
     words = ("clustering", "--seeds", "5", "--set", "a=1", "--seeds", "2", "--set", "b=1")
-    assert _said_once(words) == ("clustering", "--set", "a=1", "--seeds", "2", "--set", "b=1")
+    assert said_once(words) == ("clustering", "--set", "a=1", "--seeds", "2", "--set", "b=1")
 
 
 NASTY = "100% of_a & b | c <d> #1 \\x `code_1|2`"
@@ -296,6 +296,37 @@ def test_a_wrong_data_file_is_refused(content: str, message: str, tmp_path: Path
     (tmp_path / "data.toml").write_text(content)
     with pytest.raises(UsageError, match=message):
         read_data(tmp_path / "data.toml")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("clustering = '--seed 1 --cluster 5'",
+         "options.clustering: --cluster cannot be added to `unspool eval clustering`; there are --before, "),
+        ("discovery-voc = '--key_ration=1'", "options of 'discovery-voc', which is none of tracking, "),
+        ("discovery-fbms = '--key_ration=1'", "options.discovery-fbms: --key_ration=1 cannot be added"),
+        ("linear = '--model x'", "options.linear: --model cannot be added to `unspool eval linear`"),
+        ("clustering-voc = '--clusters many'",
+         'options.clustering-voc: Invalid value for --clusters: unable to convert "many" into int'),
+        ("salient = 'leopart'", "options.salient: Unused Tokens: ['leopart']"),
+    ],
+)  # fmt: skip
+def test_options_that_no_evaluation_takes_are_refused_before_any_run(
+    options: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_up(tmp_path)
+    (tmp_path / "data.toml").write_text(f"[data]\nrendered = 1\n[options]\n{options}\n")
+    assert call(tmp_path) == 2
+    assert f"data.toml: {message}" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_the_command_line_win_over_those_of_the_data_file(tmp_path: Path) -> None:
+    (tmp_path / "data.toml").write_text("[data]\nrendered = 1\n[options]\nlinear = '--device cuda'\n")
+    order = Suite.of(["a"], read_data(tmp_path / "data.toml"), read_tables(), tmp_path, ["--device", "cpu"])
+    column = Column("mIoU", "linear", "linear", "rendered")
+    command = run_of(column, Row("", ()), order.models[0], order).command
+    assert command == ("eval", "linear", "--device", "cpu", "--data", "rendered:1", "--model", "a")
 
 
 def test_unknown_tables_and_models_are_refused_before_any_run(

@@ -135,6 +135,41 @@ def test_times_without_stamps_come_from_the_rate(tmp_path):
     np.testing.assert_array_equal(video[7], oracle.decode(path)[0][7])
 
 
+def restamped(source, target, stamp):
+    """The same packets, all shown at one time."""
+    with av.open(str(source)) as given, av.open(str(target), "w") as output:
+        copy = output.add_stream_from_template(given.streams.video[0])
+        for packet in (p for p in given.demux(video=0) if p.size):
+            packet.pts = packet.dts = stamp
+            packet.stream = copy
+            output.mux(packet)
+    return target
+
+
+@pytest.mark.parametrize("stamp", [0, 7000])
+def test_a_clip_whose_time_stamps_are_all_equal_is_read_at_its_nominal_rate(made, tmp_path, stamp):
+    still = restamped(made("mpeg4.mkv"), tmp_path / "still.mkv", stamp)
+    images, _ = oracle.decode(made("mpeg4.mkv"))
+    with pytest.warns(
+        UnspoolWarning, match="all 30 frames have the same time stamp.*25 frames/s that its header"
+    ):
+        video = open_video(still)
+    with video:
+        assert list(video.times) == [Fraction(k, 25) for k in range(30)]
+        for got, expected in zip(video, images, strict=True):
+            np.testing.assert_array_equal(got, expected)
+        np.testing.assert_array_equal(video[17], images[17])
+        np.testing.assert_array_equal(video[3], images[3])
+
+
+def test_a_clip_of_one_time_stamp_and_no_rate_runs_at_24_frames_a_second(made, tmp_path):
+    still = restamped(made("mjpeg.mov"), tmp_path / "still.mov", 0)
+    with pytest.warns(UnspoolWarning, match="24 frames/s that unspool takes"):
+        video = open_video(still)
+    with video:
+        assert (len(video), video.fps, video.times[-1]) == (30, 24, Fraction(29, 24))
+
+
 @given(order=st.lists(st.integers(-30, 29), min_size=1, max_size=8))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_order_of_look_ups_gives_the_same_frames(clip, order):

@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -163,9 +165,45 @@ def test_where_the_result_folder_is_not_seen_the_files_of_the_job_are_sent_back(
     events, result = Told(), Path("result")
     outcome, sent = workers._elsewhere(Item("a", result), write_part, events, result, ".mark", str(tmp_path))
     assert outcome == {"name": "a"}
-    assert sorted(sent) == ["data/a.js", "videos/a/done.json"]
+    assert sorted(sent) == parts("a")
     assert not (tmp_path / "result").exists()
     assert events.events[0]["event"] == "begun"
+
+
+def parts(name: str) -> list[str]:
+    data = [f"data/{name}{ending}" for ending in ("-000.js", ".js", ".tree/leaves.js")]
+    return [*data, f"pictures/{name}/model.json", f"videos/{name}/done.json"]
+
+
+def test_jobs_that_share_a_folder_elsewhere_take_nothing_of_each_other(tmp_path: Path) -> None:
+    result, away = tmp_path / "node" / "result", str(tmp_path / "driver")
+    names = ["a", "b", "a-b", "a1", "a.tree"]
+
+    def and_its_own(name: str) -> tuple[Json | Exception, workers.Sent]:
+        return workers._elsewhere(Item(name, result), write_part, Told(), result, ".mark", away)
+
+    for name in names:
+        write_part(Item(name, result), lambda event: None, stop=threading.Event())
+    for count, name in enumerate(names, 1):
+        outcome, sent = and_its_own(name)
+        assert outcome == {"name": name}
+        assert sorted(sent) == parts(name)
+        left = [path for path in result.rglob("*") if path.is_file()]
+        assert len(left) == len(parts("")) * (len(names) - count)
+
+
+def test_a_job_that_takes_its_files_away_finds_all_of_them_while_another_does_so(tmp_path: Path) -> None:
+    def taken(name: str) -> list[str]:
+        found = []
+        for _ in range(50):
+            write_part(Item(name, tmp_path), lambda event: None, stop=threading.Event())
+            found.append(sorted(workers._collected(name, tmp_path)))
+        return next((names for names in found if names != parts(name)), found[0])
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(taken, ["a", "b"])
+    assert one == parts("a")
+    assert other == parts("b")
 
 
 def test_where_the_result_folder_is_seen_nothing_is_sent(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from unspool.errors import OutputError, UnspoolError, UsageError
 from unspool.mirror import Mirror
 from unspool.page import write_page
-from unspool.results import Json, Run, read_done
+from unspool.results import Json, Run, parse_done, parse_run, read_done, refuse_other_settings
 from unspool.workers import Cluster, Interrupted, Report, Stop, Work, run_jobs
 
 __all__ = ["Estimate", "Interrupted", "Job", "Plan", "Report", "Stop", "execute", "run_jobs", "stopping"]
@@ -92,8 +92,8 @@ def execute(
     result is copied to, and continued from.
 
     Raises UsageError when the folder holds results of other settings and when the plan cannot be kept within
-    its memory, OutputError when the folder cannot be written; nothing has been written or removed then,
-    but for what the folder lacked of the address.
+    its memory, OutputError when the folder cannot be written; nothing has been written, removed or
+    fetched from the address then.
     """
     record: Json = {
         "unspool": _version(),
@@ -103,15 +103,19 @@ def execute(
         "model": plan.model() if plan.model else {},
         "machine": machine(),
     }
+    Run(plan.folder, record, overwrite=overwrite)  # refuses other settings, as the next lines do
     mirror = Mirror(address, plan.folder) if address else None
-    if mirror and not overwrite and not dry_run:
-        mirror.fetch()
-    run = Run(plan.folder, record, overwrite=overwrite)
-    todo, done = _remaining(plan, overwrite)
+    if mirror and not overwrite:
+        mirror.look()
+        _refuse_other_settings_at(mirror, record)
+    todo, done = _remaining(plan, overwrite, mirror)
     if dry_run:
         return _describe(plan, report, todo, done, workers)
     estimate = plan.estimate(todo, workers) if todo and plan.estimate else None
     _make_writable(plan.folder)
+    if mirror and not overwrite:
+        mirror.fetch()
+    run = Run(plan.folder, record, overwrite=overwrite)
     with stopping() as stop:
         run.begin()
         if mirror and overwrite:
@@ -119,6 +123,7 @@ def execute(
         unfinished = {job.name for job in todo}
         for earlier in done:
             report({"event": "skipped", "video": earlier["name"]})
+            run.keep(_shown(earlier))
         if estimate:
             report({"event": "note", "text": estimate.text})
         outcomes = [*done]
@@ -140,6 +145,13 @@ def execute(
         return code
 
 
+def _refuse_other_settings_at(mirror: Mirror, record: Json) -> None:
+    name = "run.json"
+    text = mirror.read(name)
+    if text is not None and (earlier := parse_run(text, f"{mirror.address}/{name}")) is not None:
+        refuse_other_settings(earlier, record, mirror.address)
+
+
 def _copy_early(mirror: Mirror, unfinished: Collection[str], report: Report) -> None:
     """What cannot be copied now is copied at the end, with all that is new by then."""
     try:
@@ -148,13 +160,14 @@ def _copy_early(mirror: Mirror, unfinished: Collection[str], report: Report) -> 
         report({"event": "note", "text": f"{error}; tried again at the end"})
 
 
-def _remaining(plan: Plan, overwrite: bool) -> tuple[list[Any], list[Json]]:
+def _remaining(plan: Plan, overwrite: bool, mirror: Mirror | None) -> tuple[list[Any], list[Json]]:
     """Jobs to do, and the records of those that are done; UsageError where an input has changed."""
     if overwrite:
         return list(plan.jobs), []
     todo, done = [], []
     for job in plan.jobs:
-        record = read_done(plan.folder, job.name)
+        there = mirror.read(f"videos/{job.name}/done.json") if mirror else None
+        record = read_done(plan.folder, job.name) if there is None else parse_done(there)
         if record is None:
             todo.append(job)
             continue
@@ -179,10 +192,13 @@ def _recorded(run: Run, report: Report, name: str, outcome: Json | BaseException
         trace = "" if known else "".join(traceback.format_exception(outcome))
         return _failed(run, report, name, reason, trace)
     entry = {**outcome, "status": "done"}
-    shown = {k: v for k, v in entry.items() if k not in KEPT_ASIDE}
-    run.video(shown)
-    report({"event": "done", "video": name, **shown})
+    run.video(_shown(entry))
+    report({"event": "done", "video": name, **_shown(entry)})
     return entry
+
+
+def _shown(entry: Json) -> Json:
+    return {k: v for k, v in entry.items() if k not in KEPT_ASIDE}
 
 
 def _failed(run: Run, report: Report, name: str, reason: str, trace: str = "") -> Json:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from unspool.errors import OutputError, UsageError
-from unspool.results import OWN_FILES, OWN_FOLDERS, written_whole
+from unspool.results import OWN_FILES, OWN_FOLDERS, Json, written_whole
 
-Stamp = tuple[int, int]  # bytes, time of the last change in ns
+Stamp = list[int]  # bytes, time of the last change in ns
+KNOWN = ".address.json"  # in the folder, and never copied: what is equal here and there
+MARKS = (
+    "ETag", "etag", "md5Hash", "checksum", "content_hash", "generation",
+    "mtime", "LastModified", "last_modified", "updated", "modified", "modify", "modificationTime", "created",
+)  # fmt: skip  # of fsspec's listings: one of them changes with the content
 
 
 class Mirror:
     """A local result folder and its copy at an address. `done.json` of a job is copied after its other files.
+
+    Of each file that was copied or fetched, size and time here and what the listing of the address said of it
+    are kept in the folder: a file that either side has changed since is seen without reading it.
 
     Raises UsageError for an address of an unknown kind, OutputError for one that cannot be read or written.
     """
@@ -27,21 +37,42 @@ class Mirror:
         except (ValueError, ImportError) as error:
             raise UsageError(f"-o {address}: this kind of address cannot be opened ({error})") from error
         self._root: str = root.rstrip("/")
-        self._copied: dict[str, Stamp] = {}
+        self._here: dict[str, Stamp] = {}
+        self._there: dict[str, Json] = {}  # what is not known is missing, and taken to have changed
+        self._listing: dict[str, Json] = {}
+        self._read_known()
+
+    def look(self) -> None:
+        """List what the address has, for `read` and `fetch`."""
+        self._listing = self._listed(self._root)
+
+    def read(self, name: str) -> bytes | None:
+        """What the address has of this file, read there only if it was changed; None where there is none."""
+        if name not in self._listing:
+            return None
+        with self._told(name):
+            if self._equal(name):
+                return (self.folder / name).read_bytes()
+            content: bytes = self._files.cat_file(f"{self._root}/{name}")
+        return content
 
     def fetch(self) -> None:
-        """Bring here what the address has and the folder lacks; files of equal size are taken for equal."""
-        with self._told():
-            there = self._files.find(self._root, detail=True)
-        names = {path.removeprefix(self._root).lstrip("/"): path for path in there}
-        for name in sorted(names, key=_vouching_last):
-            path, info = names[name], there[names[name]]
-            local = self.folder / name
-            if not local.exists():
-                with self._told(name), written_whole(local) as part:
-                    self._files.get_file(path, str(part))
-            if local.stat().st_size == info["size"]:
-                self._copied[name] = _stamp(local)
+        """Bring here what the folder lacks, and what was changed at the address since it was last equal."""
+        self._there = {name: mark for name, mark in self._there.items() if name in self._listing}
+        try:
+            for name in sorted(self._listing, key=_vouching_last):
+                if not self._equal(name):
+                    local = self.folder / name
+                    with written_whole(local) as part, self._told(name):
+                        self._files.get_file(f"{self._root}/{name}", str(part))
+                    self._here[name], self._there[name] = _stamp(local), _mark(self._listing[name])
+        finally:
+            self._write_known()
+
+    def _equal(self, name: str) -> bool:
+        """Whether the address still has what was copied or fetched last; what is here may be newer."""
+        mark = _mark(self._listing[name])
+        return bool(mark) and mark == self._there.get(name) and (self.folder / name).exists()
 
     def clear(self) -> None:
         """Remove at the address what unspool has written there."""
@@ -49,17 +80,37 @@ class Mirror:
             for name in (*OWN_FOLDERS, *OWN_FILES):
                 if self._files.exists(f"{self._root}/{name}"):
                     self._files.rm(f"{self._root}/{name}", recursive=name in OWN_FOLDERS)
-        self._copied.clear()
+        self._there.clear()
+        self._write_known()
 
     def copy(self, unfinished: Collection[str]) -> None:
         """Copy what is new or changed, but nothing of the videos that are `unfinished`."""
-        for name in sorted(self._whole(unfinished), key=_vouching_last):
-            stamp, target = _stamp(self.folder / name), f"{self._root}/{name}"
-            if self._copied.get(name) != stamp:
-                with self._told(name):
-                    self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
-                    self._files.put_file(str(self.folder / name), target)
-                self._copied[name] = stamp
+        copied: list[str] = []
+        try:
+            for name in sorted(self._whole(unfinished), key=_vouching_last):
+                stamp, target = _stamp(self.folder / name), f"{self._root}/{name}"
+                if name not in self._there or self._here.get(name) != stamp:
+                    self._there.pop(name, None)
+                    with self._told(name):
+                        self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
+                        self._files.put_file(str(self.folder / name), target)
+                    self._here[name] = stamp
+                    copied.append(name)
+            self._mark_copied(copied)
+        finally:
+            self._write_known()
+
+    def _mark_copied(self, names: Collection[str]) -> None:
+        """One listing for each folder that was written to."""
+        for parent in {name.rpartition("/")[0] for name in names}:
+            listed = self._listed(f"{self._root}/{parent}".rstrip("/"), maxdepth=1)
+            self._there.update({name: _mark(listed[name]) for name in names if name in listed})
+
+    def _listed(self, path: str, **how: Any) -> dict[str, Json]:
+        with self._told():
+            self._files.invalidate_cache()
+            there = self._files.find(path, detail=True, **how)
+        return {found.removeprefix(self._root).lstrip("/"): info for found, info in there.items()}
 
     def _whole(self, unfinished: Collection[str]) -> Iterator[str]:
         for path in self.folder.rglob("*"):
@@ -67,6 +118,20 @@ class Mirror:
             hidden = any(part.startswith(".") for part in parts)  # not whole yet
             if path.is_file() and not hidden and not (parts[0] == "videos" and parts[1] in unfinished):
                 yield "/".join(parts)
+
+    def _read_known(self) -> None:
+        """Of another address, or cut: nothing is known then."""
+        try:
+            known = json.loads((self.folder / KNOWN).read_text("utf-8"))
+        except (OSError, ValueError):
+            return
+        if known["address"] == self.address:
+            self._here, self._there = known["here"], known["there"]
+
+    def _write_known(self) -> None:
+        known = {"address": self.address, "here": self._here, "there": self._there}
+        with written_whole(self.folder / KNOWN) as part:
+            part.write_text(json.dumps(known), "utf-8")
 
     @contextmanager
     def _told(self, name: str = "") -> Iterator[None]:
@@ -86,4 +151,10 @@ def _vouching_last(name: str) -> tuple[bool, str]:
 
 def _stamp(path: Path) -> Stamp:
     stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _mark(listed: Json) -> Json:
+    """What a listing says of a file's content; empty where it says nothing but the size."""
+    told = {key: str(listed[key]) for key in MARKS if listed.get(key) is not None}
+    return {"size": listed["size"], **told} if told else {}

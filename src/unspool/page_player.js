@@ -250,15 +250,41 @@ function buildTimeline() {
     const label = element("div", { class: "label curve-label" }, element("b", {}, metric), ...now, worst);
     byId("curves").append(row(label, element("canvas", { class: "track curve", "data-metric": metric, role: "img" })));
   }
-  layers.forEach((layer, place) => {
-    for (const object of layer.record.objects) byId("bands").append(bandRow(layer, place, object));
-  });
+  listBands(false);
   fillStrip();
   drawTimeline();
 }
 
+const MOST_BANDS = 12; // rows before the reader asks for all
+
+/** A row for each object, or for the largest ones and a button for the others; in the order of ids. */
+function listBands(all) {
+  const rows = layers.flatMap((layer, place) =>
+    (all ? layer.record.objects : largest(layer.record.objects)).map((object) => bandRow(layer, place, object)));
+  byId("bands").replaceChildren(...rows);
+  const count = layers.reduce((sum, { record: { objects } }) => sum + objects.length, 0);
+  if (layers.every(({ record: { objects } }) => objects.length <= MOST_BANDS)) return;
+  const text = all ? "Show only the largest" : `Show all ${count.toLocaleString("en")} objects`;
+  const button = element("button", { type: "button", class: "more", "aria-expanded": all, "aria-controls": "bands" }, text);
+  button.addEventListener("click", () => {
+    listBands(!all);
+    drawTimeline();
+    byId("bands").querySelector(".more").focus({ preventScroll: true });
+  });
+  const note = element("span", { class: "note" }, all ? "" : `the ${rows.length} that cover most are listed`);
+  byId("bands").append(element("div", { class: "row-of" }, button, note));
+}
+
+/** Those that cover most over the whole video. */
+function largest(objects) {
+  const covered = new Map(objects.map(({ id, area }) => [id, area.reduce((a, b) => a + b, 0)]));
+  const most = [...objects].sort((a, b) => covered.get(b.id) - covered.get(a.id)).slice(0, MOST_BANDS);
+  return objects.filter((object) => most.includes(object));
+}
+
 function bandRow(layer, place, { id, name, colour, area }) {
-  const chip = element("button", { type: "button", class: "chip", "data-id": id, "aria-pressed": "true", style: `--c: ${colour}` });
+  const chip = element("button", { type: "button", class: "chip", "data-id": id, "aria-pressed": !look.off.has(id), style: `--c: ${colour}` });
+  chip.classList.toggle("chosen", look.chosen.has(id));
   if (layers.length === 2) chip.append(element("span", { class: `mark mark-${"ab"[place]}` }, "AB"[place]));
   chip.append(element("span", { class: "swatch" }), element("span", { class: "chip-name" }, name));
   const own = mean(layer.record.scores?.J?.[id] ?? []);

@@ -108,7 +108,7 @@ class Reporter:
     def _stage(self, event: Json) -> None:
         """One stage of one video: encoding, clustering, writing."""
         shown = f"{event['frames_per_second']:.1f} frames/s"
-        told = f"{shown}, {_duration(event['seconds_left'])} left"
+        told = f"{shown}, {_duration(event['seconds_left'])} of {event['stage']} left"
         self._advance(f"{event['video']}: {event['stage']}", event["done"], event["total"], shown, told)
 
     def _due(self, event: Json) -> bool:
@@ -155,13 +155,13 @@ class Reporter:
         self.say(f"continuing after step {event['step']:,} of {event['steps']:,}")
 
     def _step(self, event: Json) -> None:
-        rate = f"loss {event['loss']:.4f}, {event['steps_per_second']:.3g} it/s"
+        rate = f"loss {event['loss']:.4f}, {_pace(event['steps_per_second'])}"
         self._advance("training", event["step"], event["steps"], rate, self._told(event))
 
     @staticmethod
     def _told(event: Json) -> str:
         left = (event["steps"] - event["step"]) / event["steps_per_second"]
-        rates = f"{event['steps_per_second']:.3g} it/s, {event['frames_per_second']:.0f} frames/s"
+        rates = f"{_pace(event['steps_per_second'])}, {event['frames_per_second']:.0f} frames/s"
         memory = f"{event['memory_gb']:.1f} GB"
         return f"loss {event['loss']:.4f}, {rates}, {memory}, {_duration(left)} left"
 
@@ -205,6 +205,13 @@ class Reporter:
     def _drop(self, name: str) -> None:
         if name in self._tasks:
             self._bars.remove_task(self._tasks.pop(name))
+
+
+def _pace(steps_per_second: float) -> str:
+    """Steps in a second, or seconds in a step where these are more."""
+    if steps_per_second < 1:
+        return f"{1 / steps_per_second:.1f} s/step"
+    return f"{steps_per_second:.3g} steps/s"
 
 
 def _duration(seconds: float) -> str:

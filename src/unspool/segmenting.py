@@ -105,6 +105,11 @@ class Segmentation:
         """How many there are, some perhaps without a token."""
         return int(self.labels.max(initial=-1)) + 1
 
+    @property
+    def largest(self) -> int:
+        """The cluster that covers most, over the whole video."""
+        return int(np.bincount(self.labels.ravel()).argmax())
+
     def at(self, height: float) -> Integer[np.ndarray, "t h w"]:
         """Clusters of the hierarchy with all joins up to `height` made: a look-up, nothing is computed.
 
@@ -139,7 +144,8 @@ class KeyFrames:
     keys: Float[Tensor, "s heads n d"]
 
 
-Progress = Callable[[str, int], None]  # what is done ("encode", "cluster"), and how many frames of it
+Progress = Callable[[str, float], None]  # what is done ("encode", "cluster"), and how many frames of it
+JOINING = 0.2  # share of the time of clustering that the tree takes, about
 
 
 def segment(
@@ -153,7 +159,7 @@ def segment(
     """The objects of a video, in one pass over its frames.
 
     `model`: a correlator, or an encoder, on which a block of random weights is put. `progress` is called
-    after each frame that is encoded and each window that is clustered; `attended` gets the key frames of each
+    after each frame that is encoded and each few that are clustered; `attended` gets the key frames of each
     window where a block is what is clustered. Raises UsageError for settings that the encoder cannot serve or
     that need more memory, VideoError for a video without frames, or whose features are not finite. Warns
     where everything is one cluster.
@@ -163,14 +169,13 @@ def segment(
     correlator = model if isinstance(model, Correlator) else untrained(model)
     _check_offers(correlator, how)
     carried = Carried()
-    every, first = 0, 0
-    for maps in _windows_of_maps(video, correlator, how, progress or _quiet):
+    every, first, told = 0, 0, progress or _quiet
+    for maps in _windows_of_maps(video, correlator, how, told):
         every = every or how.keys(len(maps))
         if attended and how.represent == "block":
             attended(_key_frames(maps, correlator, every, first))
         first += how.window - how.overlap
-        carried = carried.with_window(segment_maps(maps, correlator, how, every), how)
-        (progress or _quiet)("cluster", len(maps))
+        carried = carried.with_window(segment_maps(maps, correlator, how, every, told), how)
     if not carried.clusters.parts:
         raise VideoError(f"{video.name}: there is no frame in it")
     if carried.clusters.count == 1:
@@ -183,7 +188,7 @@ def segment(
     return carried.finished((video.height, video.width))
 
 
-def _quiet(stage: str, frames: int) -> None:
+def _quiet(stage: str, frames: float) -> None:
     pass
 
 
@@ -273,14 +278,19 @@ class Window:
 
 @torch.inference_mode()
 def segment_maps(
-    maps: Float[Tensor, "t c h w"], correlator: Correlator, how: Segmenting, every: int
+    maps: Float[Tensor, "t c h w"],
+    correlator: Correlator,
+    how: Segmenting,
+    every: int,
+    progress: Progress = _quiet,
 ) -> Window:
     """The clusters of frames whose maps are given; key frames are 0, every, 2 every, ...
 
-    Raises UsageError where `whole_strides` leaves no key frame.
+    `progress` hears of all of them, as they are done. Raises UsageError where `whole_strides`
+    leaves no key frame.
     """
     if how.represent == "attention":
-        return _by_frame(maps, how)
+        return _by_frame(maps, how, progress)
     tokens = correlator.embedded(maps)
     chosen = torch.arange(0, len(maps) - (every - 1 if how.whole_strides else 0), every)
     if not len(chosen):
@@ -291,8 +301,17 @@ def segment_maps(
     if how.represent != "block":
         clustering = replace(clustering, distance="cosine")
     rows = {"block": _attending, "features": _encoded_tokens, "fused": _fused}[how.represent]
-    found = cluster(rows(tokens, chosen, correlator), len(maps), clustering, finest=finest, memory=how.memory)
-    return _window(found, (len(maps), *maps.shape[2:]), clustering.distance, how)
+    counted = [0.0]
+
+    def told(share: float) -> None:
+        counted[0] += (1 - JOINING) * share * len(maps)
+        progress("cluster", (1 - JOINING) * share * len(maps))
+
+    shown = rows(tokens, chosen, correlator)
+    found = cluster(shown, len(maps), clustering, finest=finest, memory=how.memory, progress=told)
+    window = _window(found, (len(maps), *maps.shape[2:]), clustering.distance, how)
+    progress("cluster", len(maps) - counted[0])
+    return window
 
 
 def _attending(tokens: Tensor, chosen: Tensor, correlator: Correlator) -> Rows:
@@ -325,13 +344,15 @@ def _fused(tokens: Tensor, chosen: Tensor, correlator: Correlator) -> Rows:
     return rows
 
 
-def _by_frame(maps: Float[Tensor, "t c h w"], how: Segmenting) -> Window:
+def _by_frame(maps: Float[Tensor, "t c h w"], how: Segmenting, progress: Progress) -> Window:
     """A: each frame by itself, from the encoder's attention; clusters of frames do not know each other."""
     every = maps.flatten(2).clamp(min=EPS)
     clustering = replace(how.clustering, frames=1)
 
     def labels_of(frame: int) -> Tensor:
-        return cluster(lambda start, stop: every[frame], 1, clustering, memory=how.memory).labels
+        found = cluster(lambda start, stop: every[frame], 1, clustering, memory=how.memory).labels
+        progress("cluster", 1)
+        return found
 
     labels = torch.stack([labels_of(frame) for frame in range(len(maps))]).view(len(maps), *maps.shape[2:])
     return Window(labels.cpu().numpy(), int(labels.max()) + 1, None, None)

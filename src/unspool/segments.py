@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from unspool.display import CHUNK_FRAMES, encode_runs, label_runs
 from unspool.errors import MaskError, UsageError
 from unspool.masks import Mask, ids_in, read_truth
 from unspool.ops.hierarchy import Tree, cut_into
@@ -32,15 +33,7 @@ from unspool.ops.refining import (
     with_holes_filled,
     without_small,
 )
-from unspool.results import (
-    CHUNK_FRAMES,
-    Json,
-    encode_runs,
-    label_runs,
-    read_done,
-    write_script,
-    written_whole,
-)
+from unspool.results import Json, read_done, write_script, written_whole
 from unspool.segmenting import Image, KeyFrames, LabelMap, Segmentation
 
 ATTENTION_BYTES = 48 << 20  # of all queries and keys of a video, as text; more would make pages slow

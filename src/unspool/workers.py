@@ -11,7 +11,6 @@ import signal
 import socket
 import tempfile
 import threading
-import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +27,7 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from unspool.errors import UnspoolError, UsageError
-from unspool.results import Json, written_whole
+from unspool.results import Json, files_of, written_whole
 
 Report = Callable[[Json], None]
 ATTEMPTS = 2  # beginnings of a job whose process is lost
@@ -267,7 +266,6 @@ def _elsewhere(
     report({"event": "begun", "video": job.name, "machine": socket.gethostname()})
     shared = (Path(cwd) / folder / mark).exists()
     with tempfile.TemporaryDirectory() as empty, chdir(cwd if shared else empty):
-        started = time.time()
         try:
             outcome: Json | Exception = work(job, report, threading.Event())
         except Exception as error:
@@ -275,18 +273,16 @@ def _elsewhere(
                 error.add_note(traceback.format_exc())  # a traceback does not travel
             outcome = error
         events.qsize()  # all that was reported has arrived
-        return outcome, {} if shared else _collected(job.name, folder, started)
+        return outcome, {} if shared else _collected(job.name, folder)
 
 
-def _collected(name: str, folder: Path, started: float) -> Sent:
-    """What this job has left, taken away: its own part, and what is whole and new beside the videos."""
+def _collected(name: str, folder: Path) -> Sent:
+    """What this job has left, taken away; nothing of others, which may share an absolute folder here."""
     found: Sent = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
-        parts = path.relative_to(folder).parts
-        own = parts[:2] == ("videos", name) if parts[0] == "videos" else path.stat().st_mtime >= started - 1
-        if own:
-            found["/".join(parts)] = path.read_bytes()
-            path.unlink()
+    for path in files_of(folder, name):
+        if not path.name.startswith("."):
+            found[path.relative_to(folder).as_posix()] = path.read_bytes()
+        path.unlink()
     return found
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from oracles_incontext import memory_of
 
 from unspool.protocols import incontext
 
@@ -25,11 +26,11 @@ def remembered(file: Recording, kind: str) -> incontext.Memory:
         torch.tensor(file["train_labels"]), int(file["patch_size"]), int(file["num_classes"])
     )
     if kind == "full":
-        return incontext.memory_of(features, labels)
+        return memory_of(features, labels)
     uniform, rows = torch.tensor(file["bounded_uniform"]), int(file["memory_size"])
     kept = incontext.rare_patches(labels, max(1, rows // len(features)), uniform)
     assert np.array_equal(kept, file["bounded_indices"])
-    return incontext.memory_of(features, labels, rows=rows, uniform=uniform)
+    return memory_of(features, labels, rows=rows, uniform=uniform)
 
 
 @pytest.mark.parametrize("kind", ["full", "bounded"])

@@ -14,6 +14,7 @@ from cyclopts import App, CycloptsError, Parameter
 import unspool
 from unspool.cli.evaluation import evaluate
 from unspool.cli.options import ModelOptions, RunOptions, SegmentOptions, run_plan
+from unspool.cli.suite import eval_suite
 from unspool.cli.training import training
 from unspool.errors import UnspoolError, UsageError
 
@@ -26,6 +27,7 @@ app = App(
     default_parameter=Parameter(negative=()),
     help_format="markdown",
 )
+evaluate.command(eval_suite, name="suite")
 app.command(evaluate)
 app.command(training)
 
@@ -111,10 +113,11 @@ def segment(*inputs: str, options: SegmentOptions = SegmentOptions(), run: RunOp
         Videos: files, folders, globs, folders of frames, `@list.txt`, fsspec addresses.
     """
     from unspool.verbs import segment as verbs
+    from unspool.verbs.segment_settings import resolve_segment_settings
 
     if not inputs:
         raise UsageError("no video is given; e.g. `unspool segment clip.mp4`")
-    settings = verbs.resolve_segment_settings(
+    settings = resolve_segment_settings(
         options.given(), options.config, options.settings or [], workers=max(1, run.workers)
     )
     return run_plan(verbs.segment_plan, run, None, inputs=inputs, settings=settings)
@@ -193,12 +196,17 @@ def export(
 
 
 @app.command
-def models(name: str | None = None) -> int:
+def models(name: str | None = None, /) -> int:
     """List the encoders that can be named, or show one.
 
     Example: `unspool models`
 
     Example: `unspool models dino-vits16`
+
+    Parameters
+    ----------
+    name
+        The encoder to show: it is loaded, and what it offers listed.
     """
     from unspool.encoders import describe_models
 
@@ -225,7 +233,7 @@ def view(result: Path, other: Path | None = None, /, *, port: int = 0, open_brow
     open_browser
         Open the page in the browser (`--no-open-browser` only prints its address).
     """
-    from unspool.page import view as serve_view
+    from unspool.page_server import view as serve_view
 
     folders = [result] if other is None else [result, other]
     for folder in folders:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from unspool.cli.options import MODEL, OUTPUT, RUNTIME, ModelOptions, RunOptions, SegmentOptions, run_plan
+from unspool.cli.options import MODEL, RUNTIME, ModelOptions, RunOptions, SegmentOptions, run_plan
 from unspool.errors import UsageError
 
 evaluate = App(
@@ -122,7 +122,7 @@ def eval_discovery(
         Drop clusters that nowhere cover this share of a frame, 0..1. Default: 0, which drops none.
     """
     from unspool.verbs import discovery as verbs
-    from unspool.verbs.segment import resolve_segment_settings
+    from unspool.verbs.segment_settings import resolve_segment_settings
 
     if (pred is None) != (truth is None):
         raise UsageError("--pred and --truth belong together: predictions and truth, both as folders of PNGs")
@@ -374,85 +374,3 @@ def eval_incontext(
         heads.incontext_plan, run, None, settings=settings, data=data, rows=rows, passes=passes,
         neighbours=neighbours, search=search, memory=memory,
     )  # fmt: skip
-
-
-@evaluate.command(name="suite")
-def eval_suite(
-    *,
-    model: Annotated[list[str], Parameter(group=MODEL, consume_multiple=True)],
-    data: Path,
-    tables: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
-    output: Annotated[Path, Parameter(name=["--output", "-o"], group=OUTPUT)] = Path("unspool-eval-suite"),
-    overwrite: Annotated[bool, Parameter(group=OUTPUT)] = False,
-    device: Annotated[str | None, Parameter(group=RUNTIME)] = None,
-    precision: Annotated[Literal["fp32", "bf16", "fp16"] | None, Parameter(group=RUNTIME)] = None,
-    workers: Annotated[int | None, Parameter(group=RUNTIME)] = None,
-    ray: Annotated[str | None, Parameter(group=RUNTIME)] = None,
-    dry_run: Annotated[bool, Parameter(group=RUNTIME)] = False,
-    json: Annotated[bool, Parameter(name="--json", group=RUNTIME)] = False,
-    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], group=RUNTIME)] = False,
-    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], group=RUNTIME)] = False,
-) -> int:
-    """Fill the tables of the papers: every evaluation that the data allow, published values beside ours.
-
-    The data file says what there is, and what evaluations shall add to their options:
-
-        [data]
-        davis17 = "/data/DAVIS"
-        voc = "/data/VOCdevkit/VOC2012"
-        rendered = 8
-
-        [options]
-        clustering = "--seeds 2"
-
-    Each evaluation is an ordinary run in OUTPUT/runs; run the same command again to continue, or to add a
-    model or a data set: what is finished is kept. What cannot be filled is a dash, with the reason.
-
-    Example: `unspool eval suite --model dino-vits16 dul-small --data data.toml -o suite`
-
-    Example: `unspool eval suite --model timet=runs/a --data data.toml --tables timet-4 timet-9 -o suite`
-
-    Parameters
-    ----------
-    model
-        Encoders and correlators: names, files, training results. NAME=MODEL stands for the row that the
-        paper's table has of NAME: `timet=runs/a` beside TimeT's published values.
-    data
-        TOML file; kinds: davis17, davis16, ytvos, visor, voc, ytvis19, movi-e, segtrack, fbms (folders),
-        rendered (how many clips).
-    tables
-        Only these: names as dul-davis, timet-4, ba-7, rendered-clustering, or all of dul, timet, ba,
-        rendered. Default: all.
-    output
-        Folder of tables and runs.
-    overwrite
-        Run again what is finished.
-    device
-        Of all runs: auto, cpu, cuda, cuda:1 or mps.
-    precision
-        Of all runs: arithmetic of the encoder.
-    workers
-        Videos in work at the same time, in each run.
-    ray
-        Each run on a Ray cluster: auto, HOST:PORT, or local.
-    dry_run
-        List the runs, and stop.
-    json
-        Events as JSON lines on stdout, those of runs with `run`, their name.
-    quiet
-        Results and errors only.
-    verbose
-        Also show tracebacks.
-    """
-    from unspool.reporting import Reporter
-    from unspool.verbs import suite
-
-    if workers is not None and workers < 1:
-        raise UsageError(f"--workers {workers}: at least 1")
-    if ray is not None and (workers or 1) > 1:
-        raise UsageError("give either --workers or --ray: a cluster decides how many jobs run at a time")
-    given = {"--device": device, "--precision": precision, "--workers": workers, "--ray": ray}
-    shared = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
-    order = suite.Order.of(model, suite.read_data(data), suite.read_tables(tables or ()), output, shared)
-    with Reporter(as_json=json, quiet=quiet, verbose=verbose) as reporter:
-        return suite.carry_out_suite(order, reporter, again=overwrite, dry_run=dry_run)

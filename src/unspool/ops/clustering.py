@@ -31,6 +31,7 @@ EPS = 1e-10  # least attention: as released, one zero would take nearly every to
 TILE = 64  # rows of a tile, and columns, when near rows are added up
 CROWDED = 0.5  # share of mixed tiles from which one product of all pairs is faster
 PASSES = 10_000  # at most, as released
+ASSIGNING = 0.15  # share of the time that the last step takes, about
 
 
 @dataclass(frozen=True)
@@ -84,29 +85,40 @@ def cluster(
     *,
     finest: float | int | None = None,
     memory: int = 2 << 30,
+    progress: Callable[[float], None] | None = None,
 ) -> Clusters:
     """Clusters of the rows of frames 0, ..., frames-1; for an attention map see `rows_of_attention`.
 
     `finest`: threshold of the leaves that `windowed` finds on the way, if any are wanted. `memory`: bytes for
     the rows of a window and what is computed from them; it decides what is held and what is computed again,
-    never a label. `paper` compares all rows with all and holds them. Raises UsageError where `memory` is too
-    little for one window, and for rows that are not finite.
+    never a label. `paper` compares all rows with all and holds them. `progress` is told the share of the work
+    that was just done, window by window; not by `kmeans`, whose passes are not known beforehand. Raises
+    UsageError where `memory` is too little for one window, and for rows that are not finite.
     Source: SSL-UVOS eval_oneshot.py: mem_efficient_hierarchical_cluster.
     """
     if how.algorithm == "kmeans":
         return kmeans(rows, frames, how)
-    leaves = None
+    leaves, told = None, progress or _quiet
     if how.algorithm == "paper":
         centroids = checked(rows(0, frames))
     else:
         rows, memory = same_rows(rows, memory // 4), memory - memory // 4
-        centroids, leaves = _of_windows(rows, frames, how, finest, memory)
+        centroids, leaves = _of_windows(rows, frames, how, finest, memory, told)
     centroids, sizes = merged(centroids, how)
-    return Clusters(assign(rows, frames, centroids, how), centroids, sizes, leaves)
+    return Clusters(assign(rows, frames, centroids, how, told), centroids, sizes, leaves)
+
+
+def _quiet(share: float) -> None:
+    pass
 
 
 def _of_windows(
-    rows: Rows, frames: int, how: Clustering, finest: float | int | None, memory: int
+    rows: Rows,
+    frames: int,
+    how: Clustering,
+    finest: float | int | None,
+    memory: int,
+    told: Callable[[float], None],
 ) -> tuple[Float[Tensor, "k m"], Leaves | None]:
     """The centroids of all windows, and their leaves."""
     taus = [how.tau] if finest is None else [how.tau, finest]
@@ -119,6 +131,7 @@ def _of_windows(
             fine.append(one)
             labels.append(count + nearest(own, compared(one, how.distance)))
             count += len(one)
+        told((1 - ASSIGNING) * (span[1] - span[0]) / frames)
     return torch.cat(parts), Leaves(torch.cat(labels), torch.cat(fine)) if fine else None
 
 
@@ -333,11 +346,19 @@ def _hold(rows: Float[Tensor, "n m"], memory: int) -> bool:
 
 @torch.no_grad()
 def assign(
-    rows: Rows, frames: int, centroids: Float[Tensor, "k m"], how: Clustering
+    rows: Rows,
+    frames: int,
+    centroids: Float[Tensor, "k m"],
+    how: Clustering,
+    told: Callable[[float], None] = _quiet,
 ) -> Int64[Tensor, " tokens"]:
     """The number of the nearest centroid of every row (Eq. 3), some frames at a time."""
     centres = compared(centroids, how.distance)
-    return torch.cat([nearest(rows(*span), centres) for span in windows(frames, how)])
+    found = []
+    for start, stop in windows(frames, how):
+        found.append(nearest(rows(start, stop), centres))
+        told(ASSIGNING * (stop - start) / frames)
+    return torch.cat(found)
 
 
 def nearest(rows: Float[Tensor, "n m"], centres: Compared) -> Int64[Tensor, " n"]:

@@ -7,7 +7,7 @@ that devices agree; sums are made in a fixed order.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -47,10 +47,13 @@ def fit(
     seed: int,
     how: KMeans = KMeans(),
     weights: Float[Tensor, " n"] | None = None,
+    *,
+    progress: Callable[[float], None] | None = None,
 ) -> Float[Tensor, "k d"]:
     """Centres of k clusters. Seeds by k-means++; a cluster that loses all points moves to the worst-served.
 
     `weights`: how often each point counts, >= 0; the centres are those of points repeated so often.
+    `progress` is told the share of the work that was just done, after each iteration; together 1.
     Raises DataError for fewer points than clusters, and for points that are not finite.
     """
     if not 1 <= k <= len(points):
@@ -68,10 +71,16 @@ def fit(
         points = normalize(points, dim=1)
     best, least = points[:k], math.inf
     for _ in range(how.tries):
-        centres, cost = _lloyd(points, weights, _seeds(points, weights, k, generator), how)
+        centres, cost = _lloyd(
+            points, weights, _seeds(points, weights, k, generator), how, progress or _quiet
+        )
         if cost < least:
             best, least = centres, cost
     return best
+
+
+def _quiet(share: float) -> None:
+    pass
 
 
 def nearest(points: Float[Tensor, "n d"], centres: Float[Tensor, "k d"]) -> Int64[Tensor, " n"]:
@@ -122,10 +131,11 @@ def _lloyd(
     weights: Float[Tensor, " n"] | None,
     centres: Float[Tensor, "k d"],
     how: KMeans,
+    progress: Callable[[float], None],
 ) -> tuple[Float[Tensor, "k d"], float]:
     """Centres after the iterations, and the sum of squared distances to those before the last."""
     k, cost, last = len(centres), math.inf, points.new_empty(0, dtype=torch.long)
-    for _ in range(how.iterations):
+    for iteration in range(how.iterations):
         sums, counts = torch.zeros_like(centres), torch.zeros(k, device=points.device)
         found, distances = [], []
         start = 0
@@ -137,7 +147,9 @@ def _lloyd(
             distances.append(distance)
         now, far = torch.cat(found), torch.cat(distances)
         cost = float(far.double().sum() if weights is None else far.double() @ weights.double())
-        if torch.equal(now, last):
+        still = torch.equal(now, last)
+        progress((how.iterations - iteration if still else 1) / how.iterations / how.tries)
+        if still:
             break
         last = now
         centres = sums / torch.where(counts > 0, counts, 1)[:, None]

@@ -106,18 +106,27 @@ class Score:
 
 # What of a unit's frames belongs to which class, for the first seed; whether more are wanted.
 Draw = Callable[[Labelled, Int64[np.ndarray, "t H W"]], bool]
+Progress = Callable[[float], None]  # so many frames more are clustered; a part of one counts
+FITTING = 0.8  # share of the time that centres take, about
 
 
-def score_clips(clips: Iterable[Labelled], how: Clustering, draw: Draw | None = None) -> Score:
+def score_clips(
+    clips: Iterable[Labelled], how: Clustering, draw: Draw | None = None, progress: Progress | None = None
+) -> Score:
     """The protocol's numbers; `clips` are gone through once, or for a data set three times.
 
     `draw` is handed units with their clusters as the classes that they were matched to, a data set clip by
-    clip in a further pass, until it wants no more. Raises DataError, which names the clip, where there are
+    clip in a further pass, until it wants no more. `progress` hears of the frames of all seeds together, each
+    counted once. Raises DataError, which names the clip, where there are
     more clusters than tokens; and where no unit has a class that is not void. Units of void alone are not
     scored.
     """
     score = score_dataset if how.unit == "dataset" else score_units
-    return score(clips, how, draw)
+    return score(clips, how, draw, progress or _quiet)
+
+
+def _quiet(frames: float) -> None:
+    pass
 
 
 def pooled(scores: Iterable[Score]) -> Score:
@@ -152,12 +161,14 @@ def full_name(how: Clustering) -> str:
 # --------------------------------------------------------------------------------------- frames and clips
 
 
-def score_units(clips: Iterable[Labelled], how: Clustering, draw: Draw | None = None) -> Score:
+def score_units(
+    clips: Iterable[Labelled], how: Clustering, draw: Draw | None = None, progress: Progress = _quiet
+) -> Score:
     """Each frame or clip on its own."""
     by_seed: dict[int, list[ClusterScores]] = {seed: [] for seed in how.seeds}
     for clip in clips:
         for unit in _units(clip, how.unit):
-            for seed, scored in _score_unit(unit, how, draw):
+            for seed, scored in _score_unit(unit, how, draw, progress):
                 by_seed[seed].append(scored)
     return _mean(by_seed, how)
 
@@ -170,40 +181,48 @@ def _units(clip: Labelled, unit: str) -> Iterator[Labelled]:
         yield Labelled(f"{clip.name}, frame {t}", clip.features[t : t + 1], clip.truth[t : t + 1])
 
 
-def _score_unit(unit: Labelled, how: Clustering, draw: Draw | None) -> Iterator[tuple[int, ClusterScores]]:
+def _score_unit(
+    unit: Labelled, how: Clustering, draw: Draw | None, progress: Progress
+) -> Iterator[tuple[int, ClusterScores]]:
     truth = resized_truth(unit.truth, how.side)
     present = np.setdiff1d(truth, [VOID])
     if not len(present):
         return
     reduce = reduction(moments(_rows(unit.features)), how.dims)
     maps = _clustered_maps(unit.features, reduce, truth, how)
-    points = _rows(maps)
+    points, each = _rows(maps), len(truth) / len(how.seeds)
     for seed in how.seeds:
-        centres = _fit(points, how.clusters or len(present), seed, how, unit.name)
+        fitting = _scaled(progress, FITTING * each)
+        centres = _fit(points, how.clusters or len(present), seed, how, unit.name, fitting)
         labels = _labels(maps, centres, truth)
         scored = _scored(total_counts(labels, truth), how)
         if draw and seed == how.seeds[0]:
             draw(unit, _as_classes(labels, scored))
+        progress((1 - FITTING) * each)
         yield seed, scored
 
 
 # ------------------------------------------------------------------------------------------- a data set
 
 
-def score_dataset(clips: Iterable[Labelled], how: Clustering, draw: Draw | None = None) -> Score:
+def score_dataset(
+    clips: Iterable[Labelled], how: Clustering, draw: Draw | None = None, progress: Progress = _quiet
+) -> Score:
     """All clips together: moments in a first pass, centres from (a sample of) a second, counts in a third."""
-    seen, points, ids = _first_pass(clips, how)
+    seen, points, ids, frames = _first_pass(clips, how)
     reduce = reduction(seen, how.dims)
     kept = min(1.0, HELD / (4 * points * reduce.axes.shape[1]))
     sample = torch.cat(list(_second_pass(clips, reduce, how, kept)))
     k = how.clusters or len(ids)
-    centres = {seed: _fit(sample, k, seed, how, "the data set") for seed in how.seeds}
+    fitting = _scaled(progress, FITTING * frames / len(how.seeds))
+    centres = {seed: _fit(sample, k, seed, how, "the data set", fitting) for seed in how.seeds}
     counts: dict[int, Counts] = {seed: np.zeros((1, 1), np.int64) for seed in how.seeds}
     for clip in clips:
         truth = resized_truth(clip.truth, how.side)
         maps = _clustered_maps(clip.features, reduce, truth, how)
         for seed, of_seed in centres.items():
             counts[seed] = _sum(counts[seed], total_counts(_labels(maps, of_seed, truth), truth))
+        progress((1 - FITTING) * len(truth))
     scored = {seed: _scored(each, how) for seed, each in counts.items()}
     if draw:
         for clip in clips:
@@ -215,19 +234,20 @@ def score_dataset(clips: Iterable[Labelled], how: Clustering, draw: Draw | None 
     return _mean({seed: [each] for seed, each in scored.items()}, how)
 
 
-def _first_pass(clips: Iterable[Labelled], how: Clustering) -> tuple[Moments, int, set[int]]:
-    """Moments of all tokens, the number of points to be clustered, the ids of the truth."""
+def _first_pass(clips: Iterable[Labelled], how: Clustering) -> tuple[Moments, int, set[int], int]:
+    """Moments of all tokens, the number of points to be clustered, the ids of the truth, frames."""
     seen: Moments | None = None
-    points, ids = 0, set[int]()
+    points, ids, frames = 0, set[int](), 0
     for clip in clips:
         truth = resized_truth(clip.truth, how.side)
         part = moments(_rows(clip.features))
         seen = part if seen is None else seen + part
         points += truth.size if how.at == "pixels" else clip.features[:, 0].numel()
         ids.update(np.unique(truth).tolist())
+        frames += len(truth)
     if seen is None:
         raise DataError("the data set holds no clips")
-    return seen, points, ids - {VOID}
+    return seen, points, ids - {VOID}, frames
 
 
 def _second_pass(
@@ -264,12 +284,17 @@ def _clustered_maps(
 
 
 def _fit(
-    points: Float[Tensor, "n d"], k: int, seed: int, how: Clustering, where: str
+    points: Float[Tensor, "n d"], k: int, seed: int, how: Clustering, where: str, progress: Progress
 ) -> Float[Tensor, "k d"]:
     try:
-        return kmeans.fit(points, k, seed, how.kmeans)
+        return kmeans.fit(points, k, seed, how.kmeans, progress=progress)
     except DataError as error:
         raise DataError(f"{where}: {error} (K is set by --clusters)") from error
+
+
+def _scaled(progress: Progress, frames: float) -> Progress:
+    """Told shares of so many frames."""
+    return lambda share: progress(share * frames)
 
 
 def _labels(

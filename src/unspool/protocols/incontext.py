@@ -69,25 +69,6 @@ class Memory:
     labels: Float[Tensor, "rows classes"]  # shares, summing to 1
 
 
-def memory_of(
-    features: Float[Tensor, "n p d"],
-    labels: Float[Tensor, "n p classes"],
-    *,
-    rows: int | None = None,
-    uniform: Float[Tensor, "n p"] | None = None,
-) -> Memory:
-    """All patches, image by image, or about `rows` of them, as many of each image, by `rare_patches`.
-
-    `uniform`: the random draws; needed with `rows`.
-    """
-    features = normalize(features, dim=2)
-    if rows is not None:
-        assert uniform is not None, "a bounded memory is drawn at random"
-        kept = rare_patches(labels, max(1, rows // len(features)), uniform)[..., None]
-        features, labels = (each.gather(1, kept.expand(-1, -1, each.shape[2])) for each in (features, labels))
-    return Memory(features.flatten(0, 1), labels.flatten(0, 1))
-
-
 def nearest_rows(
     queries: Float[Tensor, "n d"], memory: Float[Tensor, "rows d"], k: int
 ) -> Int64[Tensor, "n k"]:

@@ -9,8 +9,8 @@ from math import ceil, floor, hypot
 import numpy as np
 import numpy.typing as npt
 
-from unspool.rendered.creatures import BEARINGS, Part
 from unspool.rendered.motion import Affine, Points, Pose, compose, inverse, unit_length
+from unspool.rendered.parts import BEARINGS, Part
 from unspool.rendered.textures import Array, Packed, look_up
 
 LAMP = (-0.48, -0.6, 0.64)  # unit vector to the light: from the upper left, in front

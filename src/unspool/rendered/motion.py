@@ -13,7 +13,7 @@ from math import atan2, cos, exp, pi, sin, sqrt
 import numpy as np
 import numpy.typing as npt
 
-from unspool.rendered.creatures import Gait, Part
+from unspool.rendered.parts import Gait, Part
 from unspool.rendered.textures import Array
 
 Points = npt.NDArray[np.float64]  # [..., 2]

@@ -13,10 +13,11 @@ import numpy as np
 
 from unspool.errors import UsageError
 from unspool.rendered import creatures
-from unspool.rendered.creatures import KINDS, SEMANTIC, Part, Workshop
+from unspool.rendered.creatures import KINDS, SEMANTIC
 from unspool.rendered.drawing import Box, box_around, cast_shadow, draw, lay_over
 from unspool.rendered.grounds import GROUNDS, paint_ground
 from unspool.rendered.motion import Affine, Body, Camera, Path, Pose, Sway, Wave, affine, compose, joints
+from unspool.rendered.parts import Part, Workshop
 from unspool.rendered.textures import Array, Colour, Packed, between, pack, palette
 
 OWN = 0.75  # how far an object's base colour is from the scene's palette, 0..1

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from unspool.data.vos import VosSequence, label_map
-from unspool.jobs import Plan, Report, Stop
+from unspool.jobs import Estimate, Plan, Report, Stop
 from unspool.masks import write_mask
+from unspool.options import in_words
 from unspool.protocols.tracking import (
     from_record,
     score_standing_still,
@@ -20,7 +21,9 @@ from unspool.protocols.tracking import (
 from unspool.rendered import RenderedClip, demo_scene
 from unspool.results import Json
 from unspool.verbs.scoring import write_scores
-from unspool.verbs.segment import SegmentJob, SegmentSettings, segment_video, segmenting_record
+from unspool.verbs.segment import SegmentJob, segment_video
+from unspool.verbs.segment_needs import estimate_of_frames
+from unspool.verbs.segment_settings import SegmentSettings, segmenting_record
 from unspool.verbs.track import Settings, TrackJob, track_video, tracking_plan, tracking_record
 from unspool.video import VideoWriter
 
@@ -35,7 +38,17 @@ def demo_plan(*, output: Path | None, settings: Settings) -> Plan:
     config = {"segmenting": segmenting_record(segmenting_of_demo(settings))}
     plan = tracking_plan("demo", folder, settings, tracking, [job], config=config)
     finish = partial(_finish_demo, job)
-    return replace(plan, work=demo_video, finish=finish)
+    estimate = partial(_estimate_demo, plan)
+    return replace(plan, work=demo_video, finish=finish, estimate=estimate)
+
+
+def _estimate_demo(plan: Plan, jobs: Sequence[DemoJob], workers: int) -> Estimate:
+    """Of tracking, and of the frames that are segmented before."""
+    assert plan.estimate is not None
+    tracking, settings = plan.estimate(jobs, workers), segmenting_of_demo(jobs[0].settings)
+    frames, seconds = estimate_of_frames(jobs[0].frames(), settings)
+    segmenting = f"{frames} of its frames segmented before that, about {in_words(seconds)}"
+    return Estimate(f"tracking with {tracking.text}; {segmenting}")
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,8 @@ def demo_video(job: DemoJob, report: Report, stop: Stop) -> Json:
     report({"event": "note", "text": "rendering a clip of which every mask is known"})
     sequence = _render(job)
     found = segment_video(_demo_segment(job, sequence), report, stop)
-    report({"event": "note", "text": f"{found['name']}: {len(found['objects'])} objects without any label"})
+    told = f"{found['frames']} frames segmented, {len(found['objects'])} objects without any label"
+    report({"event": "note", "text": f"{found['name']}: done, {told}"})
     done = track_video(_demo_track(job, sequence), report, stop)
     return done | {"identity": job.identity}
 

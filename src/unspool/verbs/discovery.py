@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 from unspool.data.fbms import fbms_sequences
 from unspool.data.movi import movi_clips
@@ -34,21 +33,19 @@ from unspool.protocols.discovery import (
     score_video,
     sentences,
 )
-from unspool.results import Json, VideoResult, safe_name, write_json, written_whole
+from unspool.results import Json, safe_name, write_json, written_whole
 from unspool.verbs.scoring import link_official
-from unspool.verbs.segment import (
+from unspool.verbs.segment_needs import Clock, bytes_needed, memory_for_clustering, seconds_per_frame
+from unspool.verbs.segment_settings import (
     SegmentSettings,
-    _Clock,
-    _how,
-    _memory_for_clustering,
-    _model_of,
-    _model_record,
-    _needs,
-    _seconds_per_frame,
+    correlator_of,
+    correlator_record,
     represented,
+    segmenting_of,
     segmenting_record,
 )
 from unspool.verbs.track import MOST_IDS, masks_written
+from unspool.video_result import VideoResult
 
 TAU_OF_ONE = 1.6  # where one object is sought its parts should merge (BA)
 
@@ -154,7 +151,7 @@ def discovery_plan(
         config,
         jobs,
         discover_video,
-        model=partial(_model_record, settings),
+        model=partial(correlator_record, settings),
         estimate=partial(_estimate, settings, segmenting),
         finish=partial(_finish, jobs, rows, after.name),
     )
@@ -195,10 +192,11 @@ def _discover_video(
     from unspool.segmenting import segment  # noqa: PLC0415
 
     started = perf_counter()
-    correlator, identity = _model_of(job.settings), job.identity
-    clock: Any = _Clock(job, report, stop)  # type: ignore[arg-type]  # it asks for the name alone
+    correlator, identity = correlator_of(job.settings), job.identity
+    clock = Clock(job.name, report, stop)
     with job.video.open() as video:
-        how = _how(job.segmenting, _memory_for_clustering(job.settings, video, correlator, job.segmenting))
+        memory = memory_for_clustering(job.settings, video, correlator, job.segmenting)
+        how = segmenting_of(job.segmenting, memory)
         report({"event": "video", "video": job.name, "frames": len(video), "notes": []})
         with VideoResult(
             job.folder,
@@ -270,7 +268,7 @@ def _estimate(
     settings: SegmentSettings, segmenting: Json, jobs: Sequence[DiscoveryJob], workers: int
 ) -> Estimate:
     """Frames, time and peak memory in one line. Raises UsageError where the memory is too little."""
-    correlator = _model_of(settings)
+    correlator = correlator_of(settings)
     measured: dict[tuple[int, int], float] = {}
     frames, seconds, peak = 0, [0.0], 0
     unreadable = []
@@ -279,10 +277,10 @@ def _estimate(
             with job.video.open() as video:
                 size = (video.height, video.width)
                 if size not in measured:
-                    measured[size] = _seconds_per_frame(video, correlator, segmenting)
-                memory = _memory_for_clustering(settings, video, correlator, segmenting)
-                beside, _ = _needs(video, correlator, segmenting)
-                peak = max(peak, beside + _how(segmenting, memory).memory)
+                    measured[size] = seconds_per_frame(video, video, correlator, segmenting)
+                memory = memory_for_clustering(settings, video, correlator, segmenting)
+                beside, _ = bytes_needed(video, correlator, segmenting)
+                peak = max(peak, beside + segmenting_of(segmenting, memory).memory)
                 frames += len(video)
                 seconds.append(len(video) * measured[size])
         except DataError as error:

@@ -1,219 +1,36 @@
-"""What `unspool segment` plans and does: settings, one pure function per video, what it leaves behind."""
+"""What `unspool segment` plans and does: one pure function per video, what it leaves behind."""
 
 from __future__ import annotations
 
-import difflib
 import shlex
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from fractions import Fraction
-from functools import lru_cache, partial
-from itertools import islice
-from math import ceil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from unspool.errors import UnspoolError, UnspoolWarning, UsageError
 from unspool.inputs import default_folder, expand_inputs, names_of
-from unspool.jobs import Estimate, Interrupted, Plan, Report, Stop
+from unspool.jobs import Estimate, Plan, Report, Stop
 from unspool.masks import display_colours
-from unspool.options import file_stamp, in_words, parse_single, read_toml, size_in_bytes
-from unspool.results import Json, VideoResult
+from unspool.options import file_stamp, in_words
+from unspool.results import Json
+from unspool.verbs.segment_needs import Clock, bytes_needed, memory_for_clustering, seconds_per_frame
+from unspool.verbs.segment_settings import (
+    SegmentSettings,
+    Some,
+    correlator_of,
+    correlator_record,
+    refining_of,
+    segmenting_of,
+    segmenting_record,
+)
 from unspool.video import open_video
-
-SLACK = 1.1  # measurements of memory vary
-COSINE_TAU, COSINE_FINEST = 0.1, 0.07  # ours, where features are clustered
-SHIPPED_TAU = 2.5  # published: 1.0; this block tells more apart; chosen on clips that it learnt from
+from unspool.video_result import VideoResult
 
 PALETTE = 96  # colours that the clusters of a cut share
-
-# ----------------------------------------------------------------------------------------- settings
-
-
-@dataclass(frozen=True)
-class SegmentSettings:
-    """Options of `segment`; `segmenting` holds fields of `unspool.segmenting.Segmenting`."""
-
-    model: str = "dul-small"  # a correlator or an encoder: a name or a checkpoint file
-    every: int = 1  # one frame of so many is segmented
-    device: str = "auto"
-    precision: str = "fp32"
-    seed: int = 0
-    memory: int | None = None  # bytes that the command may take in all
-    segmenting: Json = field(default_factory=dict)  # single settings over the defaults
-    refining: Json = field(default_factory=dict)  # fields of `unspool.ops.refining.Refining`
-    processes: int = 1  # that share the memory
-
-    @property
-    def memory_each(self) -> int | None:
-        """Bytes for one process."""
-        return None if self.memory is None else self.memory // self.processes
-
-
-def resolve_segment_settings(
-    given: Json, config: Path | None = None, single: Sequence[str] = (), *, workers: int = 1
-) -> SegmentSettings:
-    """Command line (`given`, then `--set KEY=VALUE`) over config file over default.
-
-    Keys that are no option are fields of `Segmenting` (`window`, `represent`, ...) or, below `clustering`, of
-    `Clustering`; `tau`, `key_ratio` and `resolution` are short for some. Raises UsageError for any other.
-    """
-    merged: Json = {"segmenting": {}, "refining": {}}
-    if config is not None:
-        _merge(merged, read_toml(config), str(config))
-    for text in single:
-        _merge(merged, parse_single(text), f"--set {text}")
-    _merge(merged, given, "command line")
-    if merged.get("memory") is not None:
-        merged["memory"] = size_in_bytes(merged["memory"])
-    settings = SegmentSettings(**merged, processes=1 if workers == 1 else workers + 1)
-    if settings.every < 1:
-        raise UsageError(f"--every {settings.every}: at least 1, which segments all frames")
-    _refining(settings)
-    return settings
-
-
-def _merge(merged: Json, table: Json, origin: str) -> None:
-    from unspool.ops.refining import Refining  # noqa: PLC0415
-    from unspool.segmenting import Segmenting  # noqa: PLC0415 (torch only when work starts)
-
-    own = {f.name for f in fields(SegmentSettings)} - {"segmenting", "refining", "processes"}
-    after = {f.name for f in fields(Refining)}
-    inner = {f.name for f in fields(Segmenting)} - {"memory"}
-    target = merged["segmenting"]
-    for key, value in {**table.pop("segmenting", {}), **table.pop("refining", {}), **table}.items():
-        if key in own:
-            merged[key] = value
-        elif key == "tau":
-            target.setdefault("clustering", {})["tau"] = value
-        elif key == "key_ratio":
-            target["key_every"] = _stride(value)
-        elif key == "resolution":
-            target["resolution"] = _resolution(value)
-        elif key == "clustering" and isinstance(value, dict):
-            target.setdefault("clustering", {}).update(value)
-        elif key in after:
-            merged["refining"][key] = value
-        elif key in inner:
-            target[key] = value
-        else:
-            known = sorted(own | inner | after | {"tau", "key_ratio"})
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise UsageError(f"{origin}: '{key}' is no setting{hint} (there are {', '.join(known)})")
-
-
-def _stride(ratio: Any) -> int:
-    if not isinstance(ratio, int | float) or not 0 < ratio <= 1:
-        raise UsageError(f"--key-ratio {ratio}: expected a share of the frames, 0..1, e.g. 0.1")
-    return max(1, round(1 / ratio))
-
-
-def _resolution(given: Any) -> list[int] | None:
-    """Short and long side of `320`, `320x480`, `native`; long is 1.5 times short, as published."""
-    if given == "native":
-        return None
-    sides = given if isinstance(given, list) else str(given).lower().split("x")
-    try:
-        short, long = (int(side) for side in (sides if len(sides) == 2 else (*sides, int(sides[0]) * 3 // 2)))
-    except ValueError:
-        short, long = 0, 0
-    if min(short, long) < 1:
-        raise UsageError(f"--resolution {given}: expected px, e.g. 320, or 320x480, or native")
-    return sorted((short, long))
-
-
-def represented(settings: SegmentSettings) -> str:
-    """What is clustered: attention where a block has learnt, else features, unless it is said."""
-    from unspool.encoders.correlator import holds_block  # noqa: PLC0415
-
-    given: str | None = settings.segmenting.get("represent")
-    return given or ("block" if holds_block(settings.model) else "features")
-
-
-def segmenting_record(settings: SegmentSettings) -> Json:
-    """All that decides clusters, spelt out; what `run.json` records and a rerun compares."""
-    from unspool.encoders import SHIPPED  # noqa: PLC0415 (torch only when work starts)
-
-    represent = represented(settings)
-    changes: Json = {**settings.segmenting, "represent": represent}
-    usual = {"tau": SHIPPED_TAU} if represent == "block" and settings.model in SHIPPED else {}
-    if represent in ("features", "fused"):
-        changes, usual = {"finest": COSINE_FINEST, **changes}, {"tau": COSINE_TAU}
-    clustering = {"seed": settings.seed, **usual, **changes.pop("clustering", {})}
-    record = asdict(_how({**changes, "clustering": clustering}))
-    del record["memory"]
-    return record
-
-
-def _how(record: Json, memory: int | None = None) -> Any:
-    """`Segmenting` of a record. Raises UsageError for an unknown field, and for a value out of range."""
-    from unspool.ops.clustering import Clustering  # noqa: PLC0415
-    from unspool.segmenting import Segmenting  # noqa: PLC0415
-
-    changes = {**record}
-    clustering = _fitting(Clustering(), changes.pop("clustering", {}), "clustering.")
-    if isinstance(changes.get("resolution"), list):
-        changes["resolution"] = tuple(changes["resolution"])
-    changes = _fitting(Segmenting(), changes, "")
-    if memory is not None:
-        changes["memory"] = memory
-    return Segmenting(**changes, clustering=Clustering(**clustering))
-
-
-def _refining(settings: SegmentSettings) -> Any:
-    from unspool.ops.refining import Refining  # noqa: PLC0415
-
-    return Refining(**_fitting(Refining(), settings.refining, "refining."))
-
-
-def _fitting(defaults: Any, changes: Json, prefix: str) -> Json:
-    """The changes, if each is a field and of its default's kind."""
-    names = [f.name for f in fields(defaults)]
-    for key, value in changes.items():
-        if key not in names:
-            raise UsageError(f"setting '{prefix}{key}' is unknown; there are {', '.join(names)}")
-        kind: Any = type(getattr(defaults, key))
-        empty = value is None and key in ("finest", "resolution")
-        fits = isinstance(value, (int, float) if kind is float else kind)
-        if not (empty or fits) or (isinstance(value, bool) and kind is not bool):
-            raise UsageError(f"setting '{prefix}{key}' = {value!r}: expected {kind.__name__}")
-    return changes
-
-
-# -------------------------------------------------------------------------------------------- model
-
-
-@lru_cache(maxsize=1)
-def _correlator(model: str, device: str, precision: Any, seed: int) -> Any:
-    from unspool.encoders import load_encoder  # noqa: PLC0415
-    from unspool.encoders.correlator import holds_block, load_correlator, untrained  # noqa: PLC0415
-
-    if holds_block(model):
-        return load_correlator(model, device=device, precision=precision)
-    return untrained(load_encoder(model, device=device, precision=precision, seed=seed), seed=seed)
-
-
-def _model_of(settings: SegmentSettings) -> Any:
-    return _correlator(settings.model, settings.device, settings.precision, settings.seed)
-
-
-def _model_record(settings: SegmentSettings) -> Json:
-    """Facts of the model for `run.json`: the hash is that of encoder and block together."""
-    from unspool.encoders import facts_of  # noqa: PLC0415
-    from unspool.encoders.checkpoints import weights_hash  # noqa: PLC0415
-    from unspool.encoders.correlator import holds_block  # noqa: PLC0415
-
-    correlator = _model_of(settings)
-    return {
-        **facts_of(correlator.encoder),
-        "weights_hash": weights_hash(correlator),
-        "block": "learnt" if holds_block(settings.model) else "random",
-        "device": settings.device,
-    }
-
 
 # ------------------------------------------------------------------------------------ one video's job
 
@@ -234,28 +51,6 @@ class SegmentJob:
         return {"video": file_stamp(self.source)}
 
 
-class Some:
-    """One frame of so many of a video."""
-
-    def __init__(self, video: Any, every: int) -> None:
-        self.video, self.every = video, every
-        self.name: str = video.name
-        self.height: int = video.height
-        self.width: int = video.width
-
-    def __len__(self) -> int:
-        return (len(self.video) + self.every - 1) // self.every
-
-    def __iter__(self) -> Iterator[Any]:
-        return islice(iter(self.video), 0, None, self.every)
-
-    @property
-    def times(self) -> Sequence[Fraction]:
-        """Of the frames that are left, s."""
-        found: Sequence[Fraction] = list(self.video.times)[:: self.every]
-        return found
-
-
 def segment_video(job: SegmentJob, report: Report, stop: Stop) -> Json:
     """Segment one video and write its part of the result; returns `done.json`.
 
@@ -273,11 +68,12 @@ def _segment_video(
     from unspool.segments import AttentionWriter, refined_masks, write_hierarchy, write_tree  # noqa: PLC0415
 
     started = perf_counter()
-    correlator, identity = _model_of(job.settings), job.identity
-    clock = _Clock(job, report, stop)
+    correlator, identity = correlator_of(job.settings), job.identity
+    clock = Clock(job.name, report, stop)
     with open_video(job.source) as whole:
         video = Some(whole, job.settings.every)
-        how = _how(job.segmenting, _memory_for_clustering(job.settings, video, correlator, job.segmenting))
+        memory = memory_for_clustering(job.settings, video, correlator, job.segmenting)
+        how = segmenting_of(job.segmenting, memory)
         report({"event": "video", "video": job.name, "frames": len(video), "notes": []})
         with VideoResult(
             job.folder,
@@ -294,7 +90,7 @@ def _segment_video(
             clock.total = len(video)
             found = segment(video, correlator, how, progress=clock, attended=attention)
             clock.begin("writing")
-            refining = _refining(job.settings)
+            refining = refining_of(job.settings)
             patch = video.height / found.labels.shape[1]
             for image, labels in refined_masks(found, video, refining, patch):
                 result.write(image, labels)
@@ -311,6 +107,7 @@ def _segment_video(
                 extra={
                     "identity": identity,
                     "clusters": found.clusters,
+                    "largest": found.largest + 1,
                     "every": job.settings.every,
                     "refining": asdict(refining),
                     "grid": list(found.labels.shape[1:]),
@@ -336,46 +133,6 @@ def for_page(job: SegmentJob, found: Any, tree: Json | None, shown: Sequence[int
     }
 
 
-STAGES = {"encode": "encoding", "cluster": "clustering"}
-
-
-class _Clock:
-    """Tells of progress by stage, keeps their seconds, and ends the work when asked to."""
-
-    def __init__(self, job: SegmentJob, report: Report, stop: Stop) -> None:
-        self.job, self.report, self.stop = job, report, stop
-        self.total = 0
-        self.done: dict[str, int] = {}
-        self.seconds: dict[str, float] = {}
-        self.last = perf_counter()
-
-    def begin(self, stage: str) -> None:
-        """What passed until here belongs to no stage."""
-        self.last = perf_counter()
-        self.done[stage] = 0
-
-    def __call__(self, stage: str, frames: int) -> None:
-        """So many more frames are through a stage."""
-        now = perf_counter()
-        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + now - self.last, 3)
-        self.last = now
-        done = self.done[stage] = min(self.total, self.done.get(stage, 0) + frames)
-        rate = done / max(self.seconds[stage], 1e-3)
-        self.report(
-            {
-                "event": "stage",
-                "video": self.job.name,
-                "stage": STAGES.get(stage, stage),
-                "done": done,
-                "total": self.total,
-                "frames_per_second": round(rate, 2),
-                "seconds_left": round((self.total - done) / rate),
-            }
-        )
-        if self.stop.is_set():
-            raise Interrupted
-
-
 # -------------------------------------------------------------------------------------------- verb
 
 
@@ -395,7 +152,7 @@ def segment_plan(*, output: Path | None, settings: SegmentSettings, inputs: Sequ
         "precision": settings.precision,
         "seed": settings.seed,
         "segmenting": segmenting,
-        "refining": asdict(_refining(settings)),
+        "refining": asdict(refining_of(settings)),
     }
     return Plan(
         "segment",
@@ -403,118 +160,54 @@ def segment_plan(*, output: Path | None, settings: SegmentSettings, inputs: Sequ
         config,
         jobs,
         segment_video,
-        model=partial(_model_record, settings),
+        model=partial(correlator_record, settings),
         estimate=partial(_estimate, settings, segmenting),
-        finish=partial(_next_step, videos, settings),
+        finish=_next_step,
     )
 
 
-def _next_step(videos: Sequence[str], settings: SegmentSettings, folder: Path, done: list[Json]) -> str:
-    """What was found, and how to go on."""
+def _next_step(folder: Path, done: list[Json]) -> str:
+    """What was found, and how to go on, e.g. with the object that covers most."""
     counts = ", ".join(f"{entry['name']}: {len(entry['objects'])} objects" for entry in done)
-    track = shlex.join(["unspool", "track", videos[0], "--from", str(folder), "--objects", "1"])
-    return f"{counts}\nTo carry some of them at full frame rate: {track}"
+    entry = next((e for e in done if e.get("largest") in [o["id"] for o in e["objects"]]), None)
+    if entry is None:
+        return counts
+    words = ["unspool", "track", entry["source"], "--from", str(folder), "--objects", str(entry["largest"])]
+    track = shlex.join(words)
+    return f"{counts}\nChoose on the page what to carry at full frame rate; the largest alone: {track}"
 
 
 def _estimate(
     settings: SegmentSettings, segmenting: Json, jobs: Sequence[SegmentJob], workers: int
 ) -> Estimate:
-    """Frames, time and peak memory in one line: a blank frame is encoded, products are counted.
+    """Frames, time and peak memory in one line: a blank frame is encoded, clustering tried on small frames.
 
     Raises UsageError naming the least memory that works where the settings allow less.
     """
-    correlator = _model_of(settings)
+    correlator = correlator_of(settings)
     frames, seconds, peak, unreadable = 0, [0.0], 0, []
     measured: dict[tuple[int, int], float] = {}
     for job in jobs:
         try:
             with warnings.catch_warnings(action="ignore"), open_video(job.source) as whole:
                 video = Some(whole, settings.every)
-                need = _needs(video, correlator, segmenting)
+                need = bytes_needed(video, correlator, segmenting)
                 size = (video.height, video.width)
                 if size not in measured:
-                    measured[size] = _seconds_per_frame(video, correlator, segmenting)
+                    measured[size] = seconds_per_frame(whole, video, correlator, segmenting)
         except UsageError:
             raise
         except UnspoolError as error:
             unreadable.append((job.name, str(error)))
             continue
-        _memory_for_clustering(settings, video, correlator, segmenting)
+        memory_for_clustering(settings, video, correlator, segmenting)
         frames += len(video)
         seconds.append(len(video) * measured[size])
         own = settings.memory_each
-        peak = max(peak, sum(need) if own is None else min(own, need[0] + _how(segmenting).memory))
+        peak = max(peak, sum(need) if own is None else min(own, need[0] + segmenting_of(segmenting).memory))
     took = max(sum(seconds), max(seconds) * min(workers, len(jobs)))
     text = (
         f"{correlator.encoder.name}: {frames} frames, about {in_words(took)}, "
         f"peak memory about {settings.processes * peak / 1e9:.1f} GB"
     )
     return Estimate(text, tuple(unreadable))
-
-
-def _shape(video: Any, correlator: Any, segmenting: Json) -> tuple[int, int, int]:
-    """Frames, tokens of a frame, and columns of a row of what is clustered, for one window."""
-    from unspool.segmenting import input_size  # noqa: PLC0415
-
-    how = _how(segmenting)
-    frames = min(len(video), how.window)
-    height, width = input_size(video.height, video.width, correlator.encoder, how)
-    tokens = (height // correlator.encoder.patch) * (width // correlator.encoder.patch)
-    keys = -(-frames // how.keys(frames))
-    columns = {"block": keys * tokens, "attention": tokens}.get(how.represent, correlator.encoder.dim)
-    return frames, tokens, columns
-
-
-def _needs(video: Any, correlator: Any, segmenting: Json) -> tuple[int, int]:
-    """Bytes beside clustering, and the least for clustering one of its windows."""
-    from unspool.tracking import FRAMES_IN_HAND, resident  # noqa: PLC0415
-
-    frames, tokens, columns = _shape(video, correlator, segmenting)
-    how = _how(segmenting)
-    inside = getattr(correlator.encoder, "bytes_per_image", lambda height, width: 0)
-    maps = 3 * 4 * frames * tokens * correlator.encoder.dim
-    pictures = 4 * FRAMES_IN_HAND * video.height * video.width
-    beside = resident() + inside(video.height, video.width) + maps + pictures
-    together = min(how.clustering.frames, frames) if how.clustering.algorithm == "windowed" else frames
-    rows = together * tokens
-    least = 4 * (2 * rows * columns + 2 * rows**2 + rows * min(columns, 4096))
-    return beside, least * 3 // 2
-
-
-def _memory_for_clustering(
-    settings: SegmentSettings, video: Any, correlator: Any, segmenting: Json
-) -> int | None:
-    """What is left of the memory. Raises UsageError naming the least that works."""
-    memory = settings.memory_each
-    if memory is None:
-        return None
-    beside, least = _needs(video, correlator, segmenting)
-    if memory < SLACK * (beside + least):
-        need = ceil(settings.processes * SLACK * (beside + least) / 10**7) / 100
-        raise UsageError(
-            f"--memory {(settings.memory or 0) / 1e9:g}GB is too little for a video of "
-            f"{video.width}x{video.height}; the least that works is --memory {need:.2f}GB (less with a lower "
-            "--resolution, a shorter --window, a lower --key-ratio or fewer --workers)"
-        )
-    return int(memory / SLACK) - beside
-
-
-def _seconds_per_frame(video: Any, correlator: Any, segmenting: Json) -> float:
-    import numpy as np  # noqa: PLC0415
-    import torch  # noqa: PLC0415
-
-    from unspool.segmenting import encoded, input_size  # noqa: PLC0415
-
-    how = _how(segmenting)
-    blank = np.zeros((video.height, video.width, 3), np.uint8)
-    size = input_size(video.height, video.width, correlator.encoder, how)
-    started = perf_counter()
-    encoded(blank, correlator, size, how)
-    encoding = perf_counter() - started
-    _, tokens, columns = _shape(video, correlator, segmenting)
-    products = 2 * tokens * columns * (2 * how.clustering.frames * tokens + correlator.encoder.dim)
-    square = torch.ones(768, 768)
-    started = perf_counter()
-    float((square @ square @ square)[0, 0])
-    rate = 2 * 2 * 768**3 / (perf_counter() - started)
-    return float(encoding + products / rate)

@@ -26,9 +26,10 @@ from unspool.protocols.tracking import (
     to_record,
     video_scores,
 )
-from unspool.results import Json, VideoResult
+from unspool.results import Json
 from unspool.video import Video, open_video
 from unspool.video.stream import Stream
+from unspool.video_result import VideoResult
 
 if TYPE_CHECKING:
     from unspool.segments import Chosen
@@ -353,17 +354,20 @@ def tracking_plan(
         "tracking": tracking,
         **more.pop("config", {}),
     }
-    estimate = partial(_estimate, settings, tracking)
+    estimate = partial(_estimate, settings, tracking, alone=len(jobs) == 1 and not more.get("failures"))
     model = partial(_model_record, settings, tracking)
     return Plan(verb, folder, config, jobs, track_video, model=model, estimate=estimate, **more)
 
 
-def _estimate(settings: Settings, tracking: Json, jobs: Sequence[Any], workers: int) -> Estimate:
+def _estimate(
+    settings: Settings, tracking: Json, jobs: Sequence[Any], workers: int, *, alone: bool = False
+) -> Estimate:
     """Frames, time and peak memory in one line: one frame is encoded, the rest is arithmetic.
 
-    Raises UsageError naming the least memory that works where the settings allow less.
+    Raises UsageError naming the least memory that works where the settings allow less, and where the video is
+    `alone` and its masks do not fit it.
     """
-    from unspool.tracking import Tracking, cost, with_settings  # noqa: PLC0415
+    from unspool.tracking import Tracking, cost, given_masks, with_settings  # noqa: PLC0415
 
     how, encoder = with_settings(Tracking(), tracking), _encoder_of(settings, tracking)
     if any(getattr(job, "source", None) == STDIN for job in jobs):
@@ -374,9 +378,13 @@ def _estimate(settings: Settings, tracking: Json, jobs: Sequence[Any], workers: 
         try:
             with warnings.catch_warnings(action="ignore"), job.frames() as video:
                 count, size = len(video), (video.height, video.width)
+                if masks := getattr(job, "masks", None):
+                    given_masks(video, masks, resize=job.resize_mask)
                 if size not in measured:
                     measured[size] = cost(video, encoder, how)
         except UnspoolError as error:
+            if alone and isinstance(error, MaskError):
+                raise UsageError(str(error)) from error  # nothing else is to be done: no result is begun
             unreadable.append((job.name, str(error)))
             continue
         frames += count

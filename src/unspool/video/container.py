@@ -26,6 +26,7 @@ Picture = npt.NDArray[np.uint8]  # [H, W, 3] RGB
 Notice = Callable[[str], None]
 
 REMEDY = "get a whole copy of the file if you can"
+MOST_RATE = 480  # frames/s; a header that states more states its clock
 HDR = {16: "PQ", 18: "HLG"}
 
 
@@ -43,6 +44,7 @@ class Container:
         with Decoder(source, careful=False) as decoder:
             self.time_base = Fraction(decoder.stream.time_base)
             self._rate = decoder.stream.average_rate
+            self._nominal = nominal_rate(decoder.stream)
             aspect = Fraction(decoder.stream.sample_aspect_ratio or 1) or Fraction(1)
             self.index = read_packets(decoder)
         first = None if self.index.suspicious else self._first_frame()
@@ -108,10 +110,18 @@ class Container:
             raise VideoError(f"{self.source}: {said}; the file is cut off or damaged, get a whole copy")
         stamps = [frame.pts for frame in frames if frame.pts is not None]
         ascending = len(stamps) == len(frames) and all(a < b for a, b in pairwise(stamps))
-        self.index.counted = not ascending and not self.index.plain
+        same = len(frames) == len(stamps) > 1 == len(set(stamps))
+        self.index.counted = same or (not ascending and not self.index.plain)
         # Where time stamps are to be trusted, a frame that comes too late is damage: lost, as in players.
         self.index.pts = np.arange(len(frames)) if self.index.counted else _ascending(stamps)
         self.index.anchors = np.intersect1d(self.index.anchors, self.index.pts)
+        if same:
+            self._rate = self._nominal or Fraction(24)  # an average over no time says nothing
+            whose = "its header states" if self._nominal else "unspool takes where a header states none"
+            notice(
+                f"{self.source}: all {len(frames)} frames have the same time stamp; they are read at the "
+                f"{float(self._rate):g} frames/s that {whose}"
+            )
         self.fps = self._fps()
         self._tell_losses(lost, [f.pts for f in frames if f.damaged], notice)
         return frames[0].frame
@@ -332,6 +342,12 @@ class Upright:
         turned = picture.swapaxes(0, 1) if self.swap else picture
         rows, columns = -1 if self.reverse_rows else 1, -1 if self.reverse_columns else 1
         return np.ascontiguousarray(turned[::rows, ::columns])
+
+
+def nominal_rate(stream: Any) -> Fraction | None:
+    """Frames per second that the header states; units of a clock, such as 1000, are none."""
+    stated = (stream.guessed_rate, stream.codec_context.framerate)
+    return next((Fraction(rate) for rate in stated if rate and 0 < rate <= MOST_RATE), None)
 
 
 def to_rgb(frame: Any) -> Picture:

@@ -25,7 +25,8 @@ from unspool.encoders import facts_of, load_encoder
 from unspool.errors import UsageError
 from unspool.jobs import Interrupted, Report, Stop
 from unspool.metrics.labels import VOID
-from unspool.results import Json, VideoResult, write_json, written_whole
+from unspool.results import Json, write_json, written_whole
+from unspool.video_result import VideoResult
 
 SHOWN = 60  # pictures on the page
 

@@ -207,9 +207,9 @@ def run_of(column: Column, row: Row, model: Model, order: Order) -> Run:
     evaluation = evaluations()[column.evaluation]
     options = order.data.options
     added = [options.get(name, ()) for name in (evaluation.name, f"{evaluation.name}-{column.data}")]
-    words = _said_once((*evaluation.words, *added[0], *added[1], *row.words))
+    words = said_once((*evaluation.words, *added[0], *added[1], *row.words, *order.shared))
     place = f"{column.data}:{order.data.places[column.data]}"
-    command = ("eval", *words, *order.shared, "--data", place, "--model", model.given)
+    command = ("eval", *words, "--data", place, "--model", model.given)
     name = safe_name("-".join([evaluation.name, column.data, model.name, *_told(row.words)]))
     return Run(name, command, model.name, column.seeds or _seeds(words))
 
@@ -218,7 +218,7 @@ def _told(words: Sequence[str]) -> list[str]:
     return [word.removeprefix("--").replace("=", "-") for word in words if word != "--set"]
 
 
-def _said_once(words: Sequence[str]) -> tuple[str, ...]:
+def said_once(words: Sequence[str]) -> tuple[str, ...]:
     """The last of each option counts: `--seeds 5 --seeds 2` is `--seeds 2`; what may be repeated stays."""
     groups: list[list[str]] = []
     for word in words:

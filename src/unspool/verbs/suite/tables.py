@@ -26,6 +26,11 @@ class Evaluation:
     data: Mapping[str, tuple[str, ...]]  # kinds that it reads, and what must lie in the folder
     needs: tuple[str, ...] = ()  # of the model: what it offers, `block` or `no block`
 
+    @property
+    def option_names(self) -> list[str]:
+        """Under which words can be added to it: NAME on all data, NAME-KIND on one."""
+        return [self.name, *(f"{self.name}-{kind}" for kind in self.data)]
+
 
 @dataclass(frozen=True)
 class Column:
@@ -90,6 +95,11 @@ def evaluations() -> dict[str, Evaluation]:
     }
 
 
+def evaluation_of(name: str) -> Evaluation:
+    """What `options.NAME` adds words to: an evaluation, or one on one kind of data."""
+    return next(e for e in evaluations().values() if name in e.option_names)
+
+
 def read_tables(chosen: Sequence[str] = ()) -> tuple[Table, ...]:
     """The tables of these names; a paper's name stands for all of its. Raises UsageError for another name."""
     found = [_table(paper, entry) for paper in PAPERS for entry in _ours(paper)["table"]]
@@ -150,7 +160,7 @@ def _place(path: Path, kind: str, value: object) -> str:
 
 
 def _options(path: Path, given: object) -> dict[str, tuple[str, ...]]:
-    known = [word for e in evaluations().values() for word in (e.name, *(f"{e.name}-{k}" for k in e.data))]
+    known = [name for evaluation in evaluations().values() for name in evaluation.option_names]
     if not isinstance(given, dict):
         raise UsageError(f"{path}: options is a table, e.g. [options] and clustering = '--seeds 2'")
     for name, words in given.items():

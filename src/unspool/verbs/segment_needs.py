@@ -1,0 +1,172 @@
+"""What cutting a video takes: bytes and seconds, estimated before and told while it is done."""
+
+from __future__ import annotations
+
+import warnings
+from math import ceil
+from time import perf_counter
+from typing import Any
+
+from unspool.errors import UnspoolError, UsageError
+from unspool.jobs import Interrupted, Report, Stop
+from unspool.results import Json
+from unspool.verbs.segment_settings import (
+    SegmentSettings,
+    Some,
+    correlator_of,
+    segmenting_of,
+    segmenting_record,
+)
+
+SLACK = 1.1  # measurements of memory vary
+TRIED_FRAMES, TRIED_TOKENS = 6, 160  # of a trial, and tokens of each of its frames
+
+# -------------------------------------------------------------------------------------- before
+
+
+def _shape(video: Any, correlator: Any, segmenting: Json) -> tuple[int, int, int]:
+    """Frames, tokens of a frame, and columns of a row of what is clustered, for one window."""
+    from unspool.segmenting import input_size  # noqa: PLC0415
+
+    how = segmenting_of(segmenting)
+    frames = min(len(video), how.window)
+    height, width = input_size(video.height, video.width, correlator.encoder, how)
+    tokens = (height // correlator.encoder.patch) * (width // correlator.encoder.patch)
+    keys = -(-frames // how.keys(frames))
+    columns = {"block": keys * tokens, "attention": tokens}.get(how.represent, correlator.encoder.dim)
+    return frames, tokens, columns
+
+
+def bytes_needed(video: Any, correlator: Any, segmenting: Json) -> tuple[int, int]:
+    """Bytes beside clustering, and the least for clustering one of its windows."""
+    from unspool.tracking import FRAMES_IN_HAND, resident  # noqa: PLC0415
+
+    frames, tokens, columns = _shape(video, correlator, segmenting)
+    how = segmenting_of(segmenting)
+    inside = getattr(correlator.encoder, "bytes_per_image", lambda height, width: 0)
+    maps = 3 * 4 * frames * tokens * correlator.encoder.dim
+    pictures = 4 * FRAMES_IN_HAND * video.height * video.width
+    beside = resident() + inside(video.height, video.width) + maps + pictures
+    together = min(how.clustering.frames, frames) if how.clustering.algorithm == "windowed" else frames
+    rows = together * tokens
+    least = 4 * (2 * rows * columns + 2 * rows**2 + rows * min(columns, 4096))
+    return beside, least * 3 // 2
+
+
+def memory_for_clustering(
+    settings: SegmentSettings, video: Any, correlator: Any, segmenting: Json
+) -> int | None:
+    """What is left of the memory. Raises UsageError naming the least that works."""
+    memory = settings.memory_each
+    if memory is None:
+        return None
+    beside, least = bytes_needed(video, correlator, segmenting)
+    if memory < SLACK * (beside + least):
+        need = ceil(settings.processes * SLACK * (beside + least) / 10**7) / 100
+        raise UsageError(
+            f"--memory {(settings.memory or 0) / 1e9:g}GB is too little for a video of "
+            f"{video.width}x{video.height}; the least that works is --memory {need:.2f}GB (less with a lower "
+            "--resolution, a shorter --window, a lower --key-ratio or fewer --workers)"
+        )
+    return int(memory / SLACK) - beside
+
+
+def estimate_of_frames(whole: Any, settings: SegmentSettings) -> tuple[int, float]:
+    """How many frames of a video are segmented, and the seconds that they take, about."""
+    video = Some(whole, settings.every)
+    each = seconds_per_frame(whole, video, correlator_of(settings), segmenting_record(settings))
+    return len(video), len(video) * each
+
+
+def seconds_per_frame(whole: Any, video: Any, correlator: Any, segmenting: Json) -> float:
+    """Of encoding and clustering: a blank frame is encoded; what clusters is timed on a few small frames."""
+    import numpy as np  # noqa: PLC0415
+
+    from unspool.segmenting import encoded, input_size  # noqa: PLC0415
+
+    how = segmenting_of(segmenting)
+    clustering = _products(video, correlator, segmenting) * seconds_per_product(whole, correlator, segmenting)
+    blank = np.zeros((video.height, video.width, 3), np.uint8)
+    size = input_size(video.height, video.width, correlator.encoder, how)
+    started = perf_counter()
+    encoded(blank, correlator, size, how)
+    return perf_counter() - started + clustering
+
+
+def _products(video: Any, correlator: Any, segmenting: Json) -> float:
+    """What clustering costs for a frame, about: products of rows, fewer in larger frames.
+
+    Near rows lie side by side and are added as one but at the edges of objects, whose share falls with the
+    root of the tokens: from 160 to 2400 tokens of a frame this is within a factor of 1.5 of what is measured.
+    """
+    frames, tokens, columns = _shape(video, correlator, segmenting)
+    how = segmenting_of(segmenting).clustering
+    together = {"windowed": min(how.frames, frames) * tokens, "paper": frames * tokens}
+    rows: int = together.get(how.algorithm, how.clusters) + correlator.encoder.dim
+    return float(tokens ** (0.5 if how.algorithm == "windowed" else 1) * columns * rows)
+
+
+def seconds_per_product(whole: Any, correlator: Any, segmenting: Json) -> float:
+    """Of a trial: the first frames, small. How many clusters there are, and the machine's load, tell."""
+    from unspool.segmenting import input_size, segment  # noqa: PLC0415
+
+    few = Some(whole, 1, TRIED_FRAMES)
+    height, width = input_size(whole.height, whole.width, correlator.encoder, segmenting_of(segmenting))
+    share = min(1.0, (TRIED_TOKENS * correlator.encoder.patch**2 / (height * width)) ** 0.5)
+    sides = [max(1, round(share * side)) for side in sorted((height, width))]
+    small = {**segmenting, "resolution": sides, "key_every": 1}
+    last, took = [perf_counter()], {"encode": 0.0, "cluster": 0.0}
+
+    def clock(stage: str, frames: float) -> None:
+        now = perf_counter()
+        took[stage] += now - last[0]
+        last[0] = now
+
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            segment(few, correlator, segmenting_of(small), progress=clock)
+    except UnspoolError:
+        return 0.0  # the work itself will say what is wrong
+    return took["cluster"] / (len(few) * _products(few, correlator, small))
+
+
+# --------------------------------------------------------------------------------------- during
+
+STAGES = {"encode": "encoding", "cluster": "clustering"}
+
+
+class Clock:
+    """Tells of progress by stage, keeps their seconds, and ends the work when asked to."""
+
+    def __init__(self, video: str, report: Report, stop: Stop) -> None:
+        self.video, self.report, self.stop = video, report, stop
+        self.total = 0
+        self.done: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
+        self.last = perf_counter()
+
+    def begin(self, stage: str) -> None:
+        """What passed until here belongs to no stage."""
+        self.last = perf_counter()
+        self.done[stage] = 0
+
+    def __call__(self, stage: str, frames: float) -> None:
+        """So many more frames are through a stage."""
+        now = perf_counter()
+        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + now - self.last, 3)
+        self.last = now
+        done = self.done[stage] = min(self.total, self.done.get(stage, 0) + frames)
+        rate = done / max(self.seconds[stage], 1e-3)
+        self.report(
+            {
+                "event": "stage",
+                "video": self.video,
+                "stage": STAGES.get(stage, stage),
+                "done": int(done + 1e-6),
+                "total": self.total,
+                "frames_per_second": round(rate, 2),
+                "seconds_left": round((self.total - done) / rate),
+            }
+        )
+        if self.stop.is_set():
+            raise Interrupted
