@@ -56,11 +56,14 @@ def test_worker_processes_and_an_address_go_together(tmp_path: Path) -> None:
 
 
 def test_nothing_of_an_unfinished_video_is_copied_and_nothing_half_written(tmp_path: Path) -> None:
-    for name in ("videos/a/x.png", "videos/b/x.png", "videos/a/.y.png.part", "data/a.js"):
+    done = ("data/a-000.js", "data/a.js", "data/b1.js", "pictures/a/x.jpg", "videos/a/x.png")
+    in_work = ("data/b-000.js", "data/b.js", "data/b.tree/000.js", "pictures/b/x.jpg", "videos/b/x.png")
+    for name in (*done, *in_work, "videos/a/.y.png.part", ".parts/x"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
+    (tmp_path / "data/gone.js").symlink_to(tmp_path / "nothing")
     Mirror(ADDRESS, tmp_path).copy({"b"})
-    assert there() == ["data/a.js", "videos/a/x.png"]
+    assert there() == sorted(done)
 
 
 def test_what_has_not_changed_is_not_copied_again(tmp_path: Path) -> None:

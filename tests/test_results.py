@@ -50,6 +50,18 @@ def test_a_run_continues_with_the_same_settings(tmp_path: Path) -> None:
     assert [v["name"] for v in again.record["videos"]] == ["x"]
 
 
+def test_a_video_that_is_done_is_recorded_so_though_an_earlier_try_failed(tmp_path: Path) -> None:
+    run = Run(tmp_path, {"verb": "track", "config": {}})
+    run.video({"name": "x", "status": "failed", "error": "no frame decodes"})
+    run.video({"name": "y", "status": "done", "frames": 2})
+    for name in "xy":
+        run.keep({"name": name, "status": "done", "frames": 1})
+    assert {v["name"]: (v["status"], v["frames"]) for v in run.record["videos"]} == {
+        "x": ("done", 1),
+        "y": ("done", 2),
+    }
+
+
 def test_a_run_refuses_other_settings_and_names_them(tmp_path: Path) -> None:
     Run(tmp_path, {"verb": "track", "config": {"model": "a"}}).end("done")
     with pytest.raises(UsageError, match=r"model: 'a' there, 'b' now.*--overwrite"):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from unspool.errors import OutputError, UsageError
-from unspool.results import OWN_FILES, OWN_FOLDERS, Json, written_whole
+from unspool.results import OWN_FILES, OWN_FOLDERS, Json, is_of, written_whole
 
 Stamp = list[int]  # bytes, time of the last change in ns
 KNOWN = ".address.json"  # in the folder, and never copied: what is equal here and there
@@ -87,8 +88,8 @@ class Mirror:
         """Copy what is new or changed, but nothing of the videos that are `unfinished`."""
         copied: list[str] = []
         try:
-            for name in sorted(self._whole(unfinished), key=_vouching_last):
-                stamp, target = _stamp(self.folder / name), f"{self._root}/{name}"
+            for name, stamp in self._whole(unfinished):
+                target = f"{self._root}/{name}"
                 if name not in self._there or self._here.get(name) != stamp:
                     self._there.pop(name, None)
                     with self._told(name):
@@ -112,12 +113,18 @@ class Mirror:
             there = self._files.find(path, detail=True, **how)
         return {found.removeprefix(self._root).lstrip("/"): info for found, info in there.items()}
 
-    def _whole(self, unfinished: Collection[str]) -> Iterator[str]:
-        for path in self.folder.rglob("*"):
-            parts = path.relative_to(self.folder).parts
-            hidden = any(part.startswith(".") for part in parts)  # not whole yet
-            if path.is_file() and not hidden and not (parts[0] == "videos" and parts[1] in unfinished):
-                yield "/".join(parts)
+    def _whole(self, unfinished: Collection[str]) -> list[tuple[str, Stamp]]:
+        """Names and stamps of what may be copied; what other processes have in work is not looked at."""
+        found = {}
+        for folder, inner, files in os.walk(self.folder):
+            above = Path(folder).relative_to(self.folder).parts
+            inner[:] = [name for name in inner if not name.startswith(".")]
+            for file in files:
+                parts = (*above, file)
+                if not file.startswith(".") and not is_of(parts, unfinished):  # hidden: not whole yet
+                    with suppress(FileNotFoundError):  # a link to nothing, or replaced just now
+                        found["/".join(parts)] = _stamp(Path(folder, file))
+        return [(name, found[name]) for name in sorted(found, key=_vouching_last)]
 
     def _read_known(self) -> None:
         """Of another address, or cut: nothing is known then."""

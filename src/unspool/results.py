@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -92,6 +92,16 @@ def files_of(folder: Path, name: str) -> list[Path]:
         tops += [path for path in (folder / "data").iterdir() if data.fullmatch(path.name)]
     inside = [path for top in tops for path in ([top] if top.is_file() else top.rglob("*"))]
     return sorted(path for path in inside if path.is_file())
+
+
+def is_of(parts: Sequence[str], names: Collection[str]) -> bool:
+    """Whether the file of this path below the result folder is among `files_of` one of these names."""
+    if len(parts) < 2 or parts[0] not in ("videos", "data", "pictures"):
+        return False
+    if parts[0] != "data":
+        return parts[1] in names
+    name = re.sub(r"\.(tree|js)$", "", parts[1])
+    return name in names or re.sub(r"-\d{3,}$", "", name) in names
 
 
 def read_done(folder: Path, name: str) -> Json | None:
@@ -176,8 +186,9 @@ class Run:
         self.save()
 
     def keep(self, entry: Json) -> None:
-        """The entry of a video that was done earlier, if none is there: elsewhere, or its record was lost."""
-        if all(earlier["name"] != entry["name"] for earlier in self.record["videos"]):
+        """The entry of a video that was done earlier, where none says so: elsewhere, or its record was lost."""
+        done = [earlier["name"] for earlier in self.record["videos"] if earlier.get("status") == "done"]
+        if entry["name"] not in done:
             self.video(entry)
 
     def end(self, status: str, *, timings: Json | None = None, warnings: Iterable[str] = ()) -> None:
