@@ -43,5 +43,6 @@ def write_part(item: Item, report: Report, stop: Stop) -> Json:
     for name in (f"{item.name}.js", f"{item.name}-000.js", f"{item.name}.tree/leaves.js"):
         (item.folder / "data" / name).write_text("shown")
     write_json(item.folder / "pictures" / item.name / "model.json", {})
+    write_json(item.folder / "checkpoints" / f"{item.name}.pt", {})
     write_json(item.folder / "videos" / item.name / "done.json", {"name": item.name})
     return {"name": item.name}

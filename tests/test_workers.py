@@ -172,7 +172,7 @@ def test_where_the_result_folder_is_not_seen_the_files_of_the_job_are_sent_back(
 
 def parts(name: str) -> list[str]:
     data = [f"data/{name}{ending}" for ending in ("-000.js", ".js", ".tree/leaves.js")]
-    return [*data, f"pictures/{name}/model.json", f"videos/{name}/done.json"]
+    return [f"checkpoints/{name}.pt", *data, f"pictures/{name}/model.json", f"videos/{name}/done.json"]
 
 
 def test_jobs_that_share_a_folder_elsewhere_take_nothing_of_each_other(tmp_path: Path) -> None:

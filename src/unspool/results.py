@@ -186,7 +186,7 @@ class Run:
         self.save()
 
     def keep(self, entry: Json) -> None:
-        """The entry of a video that was done earlier, where none says so: elsewhere, or its record was lost."""
+        """The entry of a video that was done earlier, where none says so: elsewhere, or before a kill."""
         done = [earlier["name"] for earlier in self.record["videos"] if earlier.get("status") == "done"]
         if entry["name"] not in done:
             self.video(entry)

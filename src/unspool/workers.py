@@ -279,7 +279,8 @@ def _elsewhere(
 def _collected(name: str, folder: Path) -> Sent:
     """What this job has left, taken away; nothing of others, which may share an absolute folder here."""
     found: Sent = {}
-    for path in files_of(folder, name):
+    learnt = folder / "checkpoints" / f"{name}.pt"  # of a head; its pictures come later, and leave it alone
+    for path in [*files_of(folder, name), *([learnt] if learnt.is_file() else [])]:
         if not path.name.startswith("."):
             found[path.relative_to(folder).as_posix()] = path.read_bytes()
         path.unlink()
