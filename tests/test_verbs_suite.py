@@ -241,6 +241,17 @@ def test_a_part_that_a_model_lacks_is_a_reason(tmp_path: Path) -> None:
 def test_of_an_option_said_twice_the_last_counts() -> None:
     words = ("clustering", "--seeds", "5", "--set", "a=1", "--seeds", "2", "--set", "b=1")
     assert said_once(words) == ("clustering", "--set", "a=1", "--seeds", "2", "--set", "b=1")
+    assert said_once(("linear", "--device=cuda", "--set=a=1", "--device", "cpu", "--set=b=1")) == (
+        "linear", "--set=a=1", "--device", "cpu", "--set=b=1",
+    )  # fmt: skip
+
+
+def test_seeds_are_counted_however_they_are_said(tmp_path: Path) -> None:
+    column = Column("mIoU", "clustering", "clustering", "rendered")
+    for words in ("--seeds 2", "--seeds=2"):
+        (tmp_path / "data.toml").write_text(f"[data]\nrendered = 1\n[options]\nclustering = '{words}'\n")
+        order = Suite.of(["a"], read_data(tmp_path / "data.toml"), read_tables(), tmp_path)
+        assert run_of(column, Row("", ()), order.models[0], order).seeds == 2
 
 
 NASTY = "100% of_a & b | c <d> #1 \\x `code_1|2`"
@@ -305,6 +316,7 @@ def test_a_wrong_data_file_is_refused(content: str, message: str, tmp_path: Path
          "options.clustering: --cluster cannot be added to `unspool eval clustering`; there are --before, "),
         ("discovery-voc = '--key_ration=1'", "options of 'discovery-voc', which is none of tracking, "),
         ("discovery-fbms = '--key_ration=1'", "options.discovery-fbms: --key_ration=1 cannot be added"),
+        ("tracking = '-o elsewhere'", "options.tracking: -o cannot be added to `unspool eval tracking`"),
         ("linear = '--model x'", "options.linear: --model cannot be added to `unspool eval linear`"),
         ("clustering-voc = '--clusters many'",
          'options.clustering-voc: Invalid value for --clusters: unable to convert "many" into int'),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -106,7 +107,7 @@ def _refuse_wrong_options(data: Any) -> None:
         verb, known = evaluation.words[0], _options_of(evaluation.words[0])
         where = f"{data.path}: options.{name}"
         for word in words:
-            if word.startswith("--") and word.partition("=")[0] not in known:
+            if re.match("--?[a-z]", word) and word.partition("=")[0] not in known:
                 raise UsageError(
                     f"{where}: {word} cannot be added to `unspool eval {verb}`; there are {', '.join(known)}"
                 )

@@ -5,6 +5,7 @@ OUTPUT/runs/NAME is the result of one ordinary `unspool eval`, OUTPUT/models.jso
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -219,19 +220,20 @@ def _told(words: Sequence[str]) -> list[str]:
 
 
 def said_once(words: Sequence[str]) -> tuple[str, ...]:
-    """The last of each option counts: `--seeds 5 --seeds 2` is `--seeds 2`; what may be repeated stays."""
+    """The last of each option counts: `--seeds 5 --seeds=2` is `--seeds=2`; what may be repeated stays."""
     groups: list[list[str]] = []
     for word in words:
         if word.startswith("--") or not groups:
             groups.append([])
         groups[-1].append(word)
-    flags = [group[0] for group in groups]
+    flags = [group[0].partition("=")[0] for group in groups]
     last = [flag in REPEATED or flag not in flags[i + 1 :] for i, flag in enumerate(flags)]
     return tuple(word for group, kept in zip(groups, last, strict=True) if kept for word in group)
 
 
 def _seeds(words: Sequence[str]) -> int:
-    return int(words[words.index("--seeds") + 1]) if "--seeds" in words else 1
+    found = re.search(r"--seeds[ =](\d+)", " ".join(words))
+    return int(found[1]) if found else 1
 
 
 def why_empty(table: Table, column: Column, row: Row, model: Model, data: Data, facts: Json) -> str:
