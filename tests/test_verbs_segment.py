@@ -7,7 +7,9 @@ import sys
 import time
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import count
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from unspool.errors import UsageError
 from unspool.masks import read_truth, write_mask
 from unspool.rendered import render
 from unspool.segments import Chosen, read_hierarchy
-from unspool.verbs.segment_needs import seconds_per_product
+from unspool.verbs.segment_needs import Clock, seconds_per_product
 from unspool.verbs.segment_settings import correlator_of, resolve_segment_settings, segmenting_record
 from unspool.video import VideoWriter, open_video
 
@@ -178,6 +180,16 @@ def test_the_estimate_holds_what_clustering_takes(tmp_path: Path, more: list[str
     with open_video(make_clip(tmp_path / "clip.mp4")) as video:
         seconds = seconds_per_product(video, correlator_of(settings), segmenting_record(settings))
     assert seconds > 0
+
+
+def test_seconds_of_many_short_steps_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = (tick * 0.0004 for tick in count())
+    monkeypatch.setattr("unspool.verbs.segment_needs.perf_counter", lambda: next(moments))
+    clock = Clock("clip", lambda event: None, Event())
+    clock.total = 1000
+    for _ in range(1000):
+        clock("cluster", 1)
+    assert clock.timings == {"cluster": 0.4}
 
 
 # ---------------------------------------------------------------------------------------- bad input

@@ -226,7 +226,7 @@ def _discover_video(
                 extra={
                     "identity": identity,
                     "clusters": found.clusters,
-                    "timings": {**clock.seconds, "write": round(result.seconds_writing, 3)},
+                    "timings": {**clock.timings, "write": round(result.seconds_writing, 3)},
                     "per_frame": scored,
                 },
             )

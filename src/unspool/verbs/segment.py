@@ -111,7 +111,7 @@ def _segment_video(
                     "every": job.settings.every,
                     "refining": asdict(refining),
                     "grid": list(found.labels.shape[1:]),
-                    "timings": {**clock.seconds, "write": round(result.seconds_writing, 3)},
+                    "timings": {**clock.timings, "write": round(result.seconds_writing, 3)},
                 },
                 page={"segments": for_page(job, found, tree, attention.shown, how)},
             )

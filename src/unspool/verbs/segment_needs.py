@@ -145,6 +145,11 @@ class Clock:
         self.seconds: dict[str, float] = {}
         self.last = perf_counter()
 
+    @property
+    def timings(self) -> Json:
+        """Seconds of each stage, for the record."""
+        return {stage: round(seconds, 3) for stage, seconds in self.seconds.items()}
+
     def begin(self, stage: str) -> None:
         """What passed until here belongs to no stage."""
         self.last = perf_counter()
@@ -153,7 +158,7 @@ class Clock:
     def __call__(self, stage: str, frames: float) -> None:
         """So many more frames are through a stage."""
         now = perf_counter()
-        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + now - self.last, 3)
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.last
         self.last = now
         done = self.done[stage] = min(self.total, self.done.get(stage, 0) + frames)
         rate = done / max(self.seconds[stage], 1e-3)
