@@ -282,6 +282,21 @@ def test_playing_paints_each_frame_with_its_own_objects(
     chromium.until("!s.playing && s.painted === 39")
 
 
+def test_play_right_after_the_end_begins_again(chromium: Browser, pages: dict[str, Path]) -> None:
+    chromium.open(pages["two"])
+    chromium.until("s.painted === 0 && !s.blind")
+    chromium.run("""
+        const film = document.querySelector("video"), play = document.getElementById("play");
+        window.ends = 0;
+        window.times = [];
+        film.addEventListener("ended", () => ++ends === 1 && play.click());
+        film.addEventListener("timeupdate", () => ends && times.push(film.currentTime / film.duration));
+        play.click();
+    """)
+    chromium.until("window.ends === 2 && !s.playing && s.painted === 23")
+    assert chromium.run("return Math.min(...times)") < 0.5
+
+
 def test_number_keys_and_chips_switch_objects_off_and_on(chromium: Browser, pages: dict[str, Path]) -> None:
     chromium.open(pages["two"])
     chromium.until("s.painted === 0")

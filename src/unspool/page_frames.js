@@ -333,12 +333,16 @@ class Film {
   }
 
   async play() {
-    const restart = this.frame >= this.times.length - 1;
+    const at = this.blind ? this.frame : this.wanted ?? this.frame;
+    const restart = at >= this.times.length - 1;
     if (this.blind) {
       this.setPlaying(true);
       return this.tick(restart ? 0 : this.frame);
     }
-    if (restart) this.seek(0);
+    if (restart) {
+      this.seeking = false; // one that is on its way, to the last frame, would swallow this one
+      this.seek(0);
+    }
     this.wanted = null;
     try {
       await this.video.play();
