@@ -317,6 +317,7 @@ def test_a_wrong_data_file_is_refused(content: str, message: str, tmp_path: Path
         ("discovery-voc = '--key_ration=1'", "options of 'discovery-voc', which is none of tracking, "),
         ("discovery-fbms = '--key_ration=1'", "options.discovery-fbms: --key_ration=1 cannot be added"),
         ("tracking = '-o elsewhere'", "options.tracking: -o cannot be added to `unspool eval tracking`"),
+        ("fcn = '--dry-run'", "options.fcn: --dry-run cannot be added to `unspool eval linear`"),
         ("linear = '--model x'", "options.linear: --model cannot be added to `unspool eval linear`"),
         ("clustering-voc = '--clusters many'",
          'options.clustering-voc: Invalid value for --clusters: unable to convert "many" into int'),

@@ -7,8 +7,10 @@ RESULT/
   data/NAME.js, data/NAME-000.js     what the page needs: run-length labels at display size
   data/NAME.tree/                    segment only: leaves of the tree, queries and keys
   pictures/NAME/                     eval clustering only
+  checkpoints/NAME.pt                eval linear only: the head
   davis/SEQ/00000.png                eval only
   checkpoints/, encoder.safetensors, log.jsonl, pictures/, tensorboard/     train only (`unspool.training`)
+  .address.json                      of a result at an address only (`unspool.mirror`)
 
 Every file appears under a temporary name and is renamed when whole; `done.json` comes last, so a video
 without it is redone.

@@ -12,7 +12,8 @@ from unspool.cli.evaluation import evaluate
 from unspool.cli.options import MODEL, OUTPUT, RUNTIME
 from unspool.errors import UsageError
 
-OF_THE_SUITE = ("--data", "--model", "--output", "--json", "--quiet")  # it gives these to every run
+# it gives these to every run, or decides them for all
+OF_THE_SUITE = ("--data", "--model", "--output", "--overwrite", "--dry-run", "--json", "--quiet")
 
 
 def eval_suite(
