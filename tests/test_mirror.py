@@ -244,3 +244,31 @@ def test_a_fetch_that_was_cut_goes_on_where_it_was(tmp_path: Path, monkeypatch: 
     assert run(plan(there, Item("a", there)), address=ADDRESS)[0] == 0
     fetched = {name.removeprefix("/bucket/result/") for name in reading.names}
     assert fetched == {"run.json", "videos/a/done.json"}  # calls.txt and index.html are known
+
+
+@pytest.mark.parametrize("cut_at", ["calls.txt", "run.json", "videos/a/done.json"])
+def test_a_copy_that_was_cut_does_not_harm_what_is_whole_here(
+    cut_at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, kind, put = tmp_path / "here", type(files()), type(files()).put_file
+    known: list[str] = []
+
+    def cut(fs: fsspec.AbstractFileSystem, source: str, target: str, *more: object) -> None:
+        if not target.endswith(cut_at):
+            return put(fs, source, target, *more)
+        known.append((here / ".address.json").read_text())
+        fs.pipe_file(target, Path(source).read_bytes()[:1])
+        raise OSError("gone")
+
+    monkeypatch.setattr(kind, "put_file", cut)
+    with pytest.raises(OutputError, match=f"{cut_at}: cannot be read or written"):
+        run(plan(here, Item("a", here)), address=ADDRESS)
+    monkeypatch.setattr(kind, "put_file", put)
+    if cut_at == "calls.txt":
+        (here / ".address.json").write_text(known[-1])  # as a kill would have left it
+    code, events = run(plan(here, Item("a", here)), address=ADDRESS)
+    assert code == 0
+    assert {"event": "skipped", "video": "a"} in events
+    assert calls(here) == ["a"]
+    for name in there():
+        assert files().cat_file(f"/bucket/result/{name}") == (here / name).read_bytes()

@@ -40,6 +40,7 @@ class Mirror:
         self._root: str = root.rstrip("/")
         self._here: dict[str, Stamp] = {}
         self._there: dict[str, Json] = {}  # what is not known is missing, and taken to have changed
+        self._sending: set[str] = set()  # perhaps only half there
         self._listing: dict[str, Json] = {}
         self._read_known()
 
@@ -52,7 +53,7 @@ class Mirror:
         if name not in self._listing:
             return None
         with self._told(name):
-            if self._equal(name):
+            if self._counts(name):
                 return (self.folder / name).read_bytes()
             content: bytes = self._files.cat_file(f"{self._root}/{name}")
         return content
@@ -62,18 +63,23 @@ class Mirror:
         self._there = {name: mark for name, mark in self._there.items() if name in self._listing}
         try:
             for name in sorted(self._listing, key=_vouching_last):
-                if not self._equal(name):
+                if not self._counts(name):
                     local = self.folder / name
                     with written_whole(local) as part, self._told(name):
                         self._files.get_file(f"{self._root}/{name}", str(part))
                     self._here[name], self._there[name] = _stamp(local), _mark(self._listing[name])
+                    self._sending.discard(name)
         finally:
             self._write_known()
 
-    def _equal(self, name: str) -> bool:
-        """Whether the address still has what was copied or fetched last; what is here may be newer."""
+    def _counts(self, name: str) -> bool:
+        """Whether the file here counts, which may be newer than that at the address.
+
+        It does if the address still has what was copied or fetched last, or a copy that was cut.
+        """
         mark = _mark(self._listing[name])
-        return bool(mark) and mark == self._there.get(name) and (self.folder / name).exists()
+        same = bool(mark) and mark == self._there.get(name)
+        return (same or name in self._sending) and (self.folder / name).exists()
 
     def clear(self) -> None:
         """Remove at the address what unspool has written there."""
@@ -82,22 +88,25 @@ class Mirror:
                 if self._files.exists(f"{self._root}/{name}"):
                     self._files.rm(f"{self._root}/{name}", recursive=name in OWN_FOLDERS)
         self._there.clear()
+        self._sending.clear()
         self._write_known()
 
     def copy(self, unfinished: Collection[str]) -> None:
         """Copy what is new or changed, but nothing of the videos that are `unfinished`."""
-        copied: list[str] = []
+        stamps = self._whole(unfinished)
+        changed = [n for n, stamp in stamps.items() if n not in self._there or self._here.get(n) != stamp]
+        for name in changed:
+            self._there.pop(name, None)
+        self._sending.update(changed)
+        self._write_known()  # before anything is half there
         try:
-            for name, stamp in self._whole(unfinished):
+            for name in changed:
                 target = f"{self._root}/{name}"
-                if name not in self._there or self._here.get(name) != stamp:
-                    self._there.pop(name, None)
-                    with self._told(name):
-                        self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
-                        self._files.put_file(str(self.folder / name), target)
-                    self._here[name] = stamp
-                    copied.append(name)
-            self._mark_copied(copied)
+                with self._told(name):
+                    self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
+                    self._files.put_file(str(self.folder / name), target)
+                self._here[name] = stamps[name]
+            self._mark_copied(changed)
         finally:
             self._write_known()
 
@@ -106,6 +115,7 @@ class Mirror:
         for parent in {name.rpartition("/")[0] for name in names}:
             listed = self._listed(f"{self._root}/{parent}".rstrip("/"), maxdepth=1)
             self._there.update({name: _mark(listed[name]) for name in names if name in listed})
+        self._sending -= self._there.keys()
 
     def _listed(self, path: str, **how: Any) -> dict[str, Json]:
         with self._told():
@@ -113,7 +123,7 @@ class Mirror:
             there = self._files.find(path, detail=True, **how)
         return {found.removeprefix(self._root).lstrip("/"): info for found, info in there.items()}
 
-    def _whole(self, unfinished: Collection[str]) -> list[tuple[str, Stamp]]:
+    def _whole(self, unfinished: Collection[str]) -> dict[str, Stamp]:
         """Names and stamps of what may be copied; what other processes have in work is not looked at."""
         found = {}
         for folder, inner, files in os.walk(self.folder):
@@ -124,7 +134,7 @@ class Mirror:
                 if not file.startswith(".") and not is_of(parts, unfinished):  # hidden: not whole yet
                     with suppress(FileNotFoundError):  # a link to nothing, or replaced just now
                         found["/".join(parts)] = _stamp(Path(folder, file))
-        return [(name, found[name]) for name in sorted(found, key=_vouching_last)]
+        return {name: found[name] for name in sorted(found, key=_vouching_last)}
 
     def _read_known(self) -> None:
         """Of another address, or cut: nothing is known then."""
@@ -134,9 +144,15 @@ class Mirror:
             return
         if known["address"] == self.address:
             self._here, self._there = known["here"], known["there"]
+            self._sending = set(known.get("sending", ()))
 
     def _write_known(self) -> None:
-        known = {"address": self.address, "here": self._here, "there": self._there}
+        known = {
+            "address": self.address,
+            "here": self._here,
+            "there": self._there,
+            "sending": sorted(self._sending),
+        }
         with written_whole(self.folder / KNOWN) as part:
             part.write_text(json.dumps(known), "utf-8")
 
