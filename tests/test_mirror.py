@@ -191,7 +191,7 @@ def test_other_settings_at_the_address_are_told_before_anything_is_fetched(
 def test_another_input_at_the_address_is_told_before_anything_is_fetched(tmp_path: Path) -> None:
     folder, other = tmp_path / "here", tmp_path / "there"
     run(plan(folder, Item("a", folder)), address=ADDRESS)
-    with pytest.raises(UsageError, match="'a' was done with another video"):
+    with pytest.raises(UsageError, match=f"{ADDRESS}: 'a' was done with another video"):
         run(plan(other, Item("a", other, version=2)), address=ADDRESS)
     assert not other.exists()
 

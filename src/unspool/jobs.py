@@ -173,8 +173,9 @@ def _remaining(plan: Plan, overwrite: bool, mirror: Mirror | None) -> tuple[list
             continue
         changed = [k for k, v in job.identity.items() if record.get("identity", {}).get(k) != v]
         if changed:
+            where = mirror.address if mirror and there is not None else plan.folder
             raise UsageError(
-                f"{plan.folder}: '{job.name}' was done with another {' and another '.join(changed)}; "
+                f"{where}: '{job.name}' was done with another {' and another '.join(changed)}; "
                 "choose another folder with -o, or --overwrite to start again"
             )
         done.append({**record, "name": job.name, "status": "done"})
