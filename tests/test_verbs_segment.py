@@ -373,6 +373,13 @@ def test_a_dry_run_of_the_demo_tells_tracked_and_segmented_frames_apart(run: Run
     assert "; 24 of its frames segmented before that, about" in out
 
 
+def test_the_demo_takes_no_cluster(run: Run) -> None:
+    code, _, err = run("demo", "--ray", "local", "-o", "d")
+    assert code == 2
+    assert "--ray local" in err
+    assert not Path("d").exists()
+
+
 @pytest.mark.slow
 def test_the_demo_shows_its_clip_segmented_and_tracked_on_one_page(run: Run, tmp_path: Path) -> None:
     code, out, err = run("demo", "--resolution", "128", "-o", "d")

@@ -42,6 +42,8 @@ def demo(*, model: ModelOptions = ModelOptions(), run: RunOptions = RunOptions()
     """
     from unspool.verbs import demo as verbs
 
+    if run.ray:
+        raise UsageError(f"--ray {run.ray}: the demo is two short clips on this machine; no --ray")
     return run_plan(verbs.demo_plan, run, model)
 
 
