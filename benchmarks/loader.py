@@ -28,8 +28,9 @@ from torch import Tensor
 
 from unspool.data.augment import Augmentation, Draws, draw, normalise, place, recolour
 from unspool.data.clips import ClipBatch, Clips, Decoded, FrameSource, OnDevice, Stored, load_batches
+from unspool.data.footage import Footage
 from unspool.data.frames import Decoder, store_frames
-from unspool.data.index import Footage, index_videos
+from unspool.data.index import index_videos
 from unspool.data.sampling import Sampling
 from unspool.video import VideoWriter
 

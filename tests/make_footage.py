@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unspool.data.index import Footage
+from unspool.data.footage import Footage
 from unspool.video import VideoWriter
 
 LEVELS = 10  # brightness from one frame to the next

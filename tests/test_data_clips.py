@@ -10,8 +10,9 @@ from make_footage import footage, numbers, write_frames, write_video
 from unspool import DataError, UnspoolWarning, UsageError, VideoError, open_video
 from unspool.data.augment import Augmentation, draw
 from unspool.data.clips import ClipBatch, Clips, Decoded, Frames, OnDevice, Stored, load_batches
+from unspool.data.footage import Footage
 from unspool.data.frames import Decoder, Numbers, store_frames
-from unspool.data.index import Footage, index_videos
+from unspool.data.index import index_videos
 from unspool.data.sampling import Sampling
 
 HOW = Sampling(frames=3, mode="permuted", gap=2)

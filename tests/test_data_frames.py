@@ -13,8 +13,9 @@ from PIL import Image
 
 from unspool import DataError, OutputError, VideoError
 from unspool.data import frames as module
+from unspool.data.footage import Footage
 from unspool.data.frames import Decoder, shrink, size_at, store_frames
-from unspool.data.index import Footage, index_videos
+from unspool.data.index import index_videos
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,8 @@ from make_footage import write_frames, write_video
 
 from unspool import DataError, UnspoolWarning
 from unspool.data import index as module
-from unspool.data.index import cache_folder, index_videos, refuse_change
+from unspool.data.footage import refuse_change
+from unspool.data.index import cache_folder, index_videos
 
 
 @pytest.fixture(autouse=True)

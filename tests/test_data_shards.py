@@ -14,7 +14,7 @@ from unspool.data.clips import Clips, Decoded
 from unspool.data.frames import Decoder, store_frames
 from unspool.data.index import Index, index_videos
 from unspool.data.sampling import Sampling
-from unspool.data.shards import write_shards
+from unspool.data.sharding import write_shards
 
 wds = pytest.importorskip("webdataset")
 

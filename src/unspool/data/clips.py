@@ -18,8 +18,8 @@ from jaxtyping import Float64, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from unspool.data.footage import Footage
 from unspool.data.frames import Decoder, FrameStore, Numbers, start_workers
-from unspool.data.index import Footage
 from unspool.data.sampling import Sampling, draw_frames
 from unspool.errors import DataError, UnspoolError, UnspoolWarning, UsageError, VideoError
 

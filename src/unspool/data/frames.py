@@ -26,15 +26,16 @@ from jaxtyping import UInt8
 from torch.utils.data import DataLoader
 
 from unspool.data.augment import resize
-from unspool.data.index import Broken, Footage, cache_folder, refuse_change
+from unspool.data.footage import Broken, Footage, Picture, pick, refuse_change, sized
+from unspool.data.index import cache_folder
 from unspool.data.layouts import frames_of
+from unspool.data.shards import images_of_sample
 from unspool.errors import OutputError, UnspoolError, UnspoolWarning, VideoError
 from unspool.rendered import RenderedClip, RenderedVideo
 from unspool.video import Video, open_video
 from unspool.video.source import place
 from unspool.video.stills import read as read_still
 
-Picture = npt.NDArray[np.uint8]  # [H, W, 3] RGB
 Pictures = UInt8[np.ndarray, "t h w 3"]
 Numbers = Sequence[int] | npt.NDArray[np.int64]
 T = TypeVar("T")
@@ -87,8 +88,6 @@ class Decoder:
         if video.scene is None:
             refuse_change(video)
         if video.span[1]:
-            from unspool.data.shards import images_of_sample  # noqa: PLC0415  (an extra reads shards)
-
             yield from images_of_sample(video, wanted)
         elif video.scene is None and Path(video.source).is_dir():
             frames = frames_of(Path(video.source))
@@ -115,27 +114,6 @@ class Decoder:
         """Close what is open."""
         while self._open:
             self._open.popitem()[1].close()
-
-
-def pick(opened: Video | RenderedVideo, video: Footage, wanted: Iterable[int]) -> Iterator[Picture]:
-    """Frames by ascending number. Raises VideoError if `opened` has not as many as were counted."""
-    for index in wanted:
-        if len(opened) != video.frames:
-            raise VideoError(
-                f"{video.source}: has {len(opened)} frames that can be decoded, not {video.frames} as its "
-                "index says; get a whole copy, or take it out"
-            )
-        yield sized(video, opened[index])
-
-
-def sized(video: Footage, image: Picture) -> Picture:
-    """The image. Raises VideoError if it is not of the video's size."""
-    if image.shape[:2] != (video.height, video.width):
-        raise VideoError(
-            f"{video.source}: holds a frame of {image.shape[1]}x{image.shape[0]}, the first is "
-            f"{video.width}x{video.height}; a video has one size, take that frame out or resize it"
-        )
-    return image
 
 
 def start_workers(loader: DataLoader[T]) -> Iterator[T]:

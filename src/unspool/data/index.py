@@ -15,55 +15,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float64
-
-from unspool.data.layouts import constant, find_videos, frames_of, is_image, layout_of
-from unspool.data.sampling import constant_times
+from unspool.data.footage import Broken, Footage, describe, stamp_of
+from unspool.data.layouts import constant, find_videos, frames_of, layout_of
+from unspool.data.shards import look_at_shards
 from unspool.errors import DataError, UnspoolError, UnspoolWarning
-from unspool.rendered import Scene
-from unspool.video import open_video
 
 VERSION = 1  # of the remembered lines
 NAMED = 5  # videos named in a message; the others are counted
-
-Stamp = tuple[int, int, int]  # files, bytes, newest time of change in ns
-
-
-@dataclass(frozen=True)
-class Footage:
-    """One video, as far as drawing clips asks."""
-
-    source: str  # path; `SHARD.tar#KEY` within a shard; `rendered:SEED` of a scene
-    name: str  # path within its data set
-    frames: int
-    height: int  # px, upright
-    width: int
-    fps: float  # frames per second, average
-    start: float = 0.0  # s, time of the first frame
-    stamps: tuple[float, ...] = ()  # s, one per frame; empty where the rate is constant
-    stamp: Stamp = (0, 0, 0)  # of the files when they were looked at
-    span: tuple[int, int] = (0, 0)  # bytes within its shard
-    note: str = ""  # what opening it said: lost frames and the like
-    scene: Scene | None = None  # what is rendered, where nothing is read
-
-    @property
-    def times(self) -> Float64[np.ndarray, " frames"]:
-        """Seconds of each frame."""
-        return np.array(self.stamps) if self.stamps else constant_times(self.frames, self.fps, self.start)
-
-
-@dataclass(frozen=True)
-class Broken:
-    """A video that cannot be used, and why."""
-
-    source: str
-    reason: str
-    stamp: Stamp = (0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -112,8 +73,6 @@ def index_videos(
     memory = cache_folder() / "index" / f"{_safe(root.name)}-{_digest(f'{root} {kind} {fps}')}.jsonl"
     known = _recall(memory)
     if kind == "shards":
-        from unspool.data.shards import look_at_shards  # noqa: PLC0415  (shards builds on this file)
-
         entries = look_at_shards(root, known)
     else:
         entries = _look_at_all(root, find_videos(root, kind), kind, fps, known)
@@ -155,45 +114,6 @@ def _look_at_all(
 
 def _noted(entry: Footage | Broken, note: str) -> Footage | Broken:
     return replace(entry, note=note) if isinstance(entry, Footage) and note else entry
-
-
-def describe(source: str, name: str, rate: Fraction | None) -> Footage:
-    """What `open_video` says of one video; `rate`: frames/s of a folder. Raises VideoError."""
-    with open_video(source, fps=rate, decode_ahead=0) as video:
-        times = np.array([float(t) for t in video.times])
-        fps, start = float(video.fps), float(times[0])
-        steady = np.abs(times - constant_times(len(times), fps, start)).max() < 0.5e-3
-        stamps = () if steady else tuple(np.round(times, 6).tolist())
-        return Footage(source, name, len(video), video.height, video.width, fps, start, stamps)
-
-
-def stamp_of(path: Path) -> Stamp:
-    """Files, bytes and newest time of change of a video file, or of the images of a folder."""
-    if path.is_dir():
-        found = [entry.stat() for entry in os.scandir(path) if is_image(entry.name)]
-        newest = max((s.st_mtime_ns for s in found), default=0)
-        return len(found), sum(s.st_size for s in found), newest
-    stat = path.stat()
-    return 1, stat.st_size, stat.st_mtime_ns
-
-
-def refuse_change(video: Footage) -> None:
-    """Raises DataError if the files behind `video` are not those that were looked at."""
-    path = Path(video.source.split(".tar#")[0] + ".tar") if video.span[1] else Path(video.source)
-    try:
-        stamp = stamp_of(path)
-    except OSError as error:
-        raise DataError(
-            f"{path}: has vanished while it is in use ({error.strerror}); bring it back and continue, "
-            "or start anew without it"
-        ) from error
-    if stamp != video.stamp:
-        was, now = (f"{files} files of {size} bytes" for files, size, _ in (video.stamp, stamp))
-        what = f"{was}, now {now}" if was != now else "other bytes, of the same size"
-        raise DataError(
-            f"{path}: has changed while it is in use (was {what}); clips from before and after do not belong "
-            "together: bring it back and continue, or start anew"
-        )
 
 
 def _refuse_broken(index: Index, max_broken: float) -> None:

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from unspool.data.index import Footage
+from unspool.data.footage import Footage
 from unspool.errors import UsageError
 from unspool.rendered import Scene
 

@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files that hold one video per sample, written and read with the webdataset library.
+"""WebDataset shards: tar files that hold one video per sample, read with the webdataset library.
 
 A sample is `KEY.00000.jpg`, `KEY.00001.jpg`, ... or `KEY.mp4`, and `KEY.json` with `fps` (frames per second
 of the images; 24 where it is not said) and `times` (s, one per image; optional). Where each sample lies in
@@ -12,18 +12,14 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-from PIL import Image
-
-from unspool.data.frames import Decoder, Picture, pick, sized
-from unspool.data.index import Broken, Footage, Stamp, describe, stamp_of
+from unspool.data.footage import Broken, Footage, Picture, Stamp, describe, pick, sized, stamp_of
 from unspool.data.layouts import is_image
 from unspool.errors import DataError, UnspoolError, UsageError, VideoError
 from unspool.video import open_video
@@ -36,7 +32,8 @@ TAR_BLOCK = 512  # bytes
 Sample = dict[str, Any]  # field (what follows the first dot of a file's name) -> bytes; `__key__`
 
 
-def _webdataset() -> Any:
+def webdataset() -> Any:
+    """The library. Raises UsageError where it is absent."""
     try:
         return import_module("webdataset")
     except ImportError as error:
@@ -53,7 +50,7 @@ def look_at_shards(root: Path, known: dict[str, Footage | Broken]) -> list[Foota
 
     Raises UsageError without the library or the folder, DataError where there is no shard.
     """
-    _webdataset()
+    webdataset()
     if not root.exists():
         raise UsageError(f"{root}: no such folder of shards; check the path")
     shards = [root] if root.is_file() else sorted(root.rglob("*.tar"), key=lambda p: natural_key(str(p)))
@@ -80,7 +77,7 @@ def _look_at(shard: Path, stamp: Stamp) -> list[Footage | Broken]:
 
 def sample_spans(shard: Path) -> list[tuple[str, tuple[int, int]]]:
     """Key and first and last byte (exclusive) of each sample: files of one key that follow one another."""
-    key_of = _webdataset().tariterators.base_plus_ext
+    key_of = webdataset().tariterators.base_plus_ext
     with tarfile.open(shard) as tar:
         files = [member for member in tar if member.isreg()]
     groups = [(key, list(group)) for key, group in groupby(files, lambda file: key_of(file.name)[0])]
@@ -122,7 +119,7 @@ def _describe_images(source: str, key: str, sample: Sample) -> Footage:
 
 def read_sample(shard: Path, span: tuple[int, int]) -> Sample:
     """One sample, as the webdataset library reads it."""
-    readers = _webdataset().tariterators
+    readers = webdataset().tariterators
     with shard.open("rb") as file:
         file.seek(span[0])
         part = io.BytesIO(file.read(span[1] - span[0]))
@@ -181,48 +178,3 @@ def in_memory(data: bytes, ending: str) -> Iterator[str]:
         yield f"memory://{path}"
     finally:
         files.rm(path)
-
-
-# --------------------------------------------------------------------------------------------- writing
-
-
-def write_shards(
-    videos: Sequence[Footage], folder: Path, short_side: int, *, quality: int = 92, shard_mb: float = 500.0
-) -> list[Path]:
-    """The frames of `videos` at `short_side`, px, as JPEGs of `quality` 1..100; `shard_mb`: size of a shard.
-
-    A shard appears when it is whole. Raises UsageError without the library.
-    """
-    written: list[Path] = []
-
-    def publish(part: str) -> None:
-        whole = Path(part.removesuffix(".part"))
-        written.append(Path(part).replace(whole))
-
-    folder.mkdir(parents=True, exist_ok=True)
-    pattern = str(folder / "videos-%06d.tar.part")
-    writer = _webdataset().ShardWriter(pattern, maxsize=shard_mb * 1e6, post=publish, verbose=0)
-    decoder = Decoder(keep=1)
-    try:
-        for video in videos:
-            writer.write(_sample_of(video, decoder, short_side, quality))
-    except BaseException:
-        writer.post = None  # a shard that is not whole
-        raise
-    finally:
-        part = Path(writer.fname)
-        writer.close()
-        part.unlink(missing_ok=True)
-        decoder.close()
-    return written
-
-
-def _sample_of(video: Footage, decoder: Decoder, short_side: int, quality: int) -> Sample:
-    about = {"fps": video.fps, "times": np.round(video.times, 6).tolist()}
-    key = "".join(c if c.isalnum() or c in "-_/" else "-" for c in video.name)
-    sample: Sample = {"__key__": key, "json": json.dumps(about).encode()}
-    for number, image in enumerate(decoder.read_all(video, short_side)):
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, "jpeg", quality=quality, subsampling=0)
-        sample[f"{number:05d}.jpg"] = file.getvalue()
-    return sample

@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 
 from unspool.data.clips import Clips, Decoded, FrameSource, OnDevice, Stored
+from unspool.data.footage import Broken, Footage
 from unspool.data.frames import Decoder, FrameStore, store_frames
-from unspool.data.index import Broken, Footage, Index, index_videos
+from unspool.data.index import Index, index_videos
 from unspool.data.layouts import LAYOUTS
 from unspool.data.scenes import scenes
 from unspool.errors import DataError, OutputError, UsageError

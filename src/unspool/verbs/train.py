@@ -16,8 +16,9 @@ import torch
 
 from unspool import __version__
 from unspool.data.clips import Clips, Decoded, OnDevice, Stored
+from unspool.data.footage import Footage
 from unspool.data.frames import Decoder, FrameStore
-from unspool.data.index import Footage, Index, cache_folder
+from unspool.data.index import Index, cache_folder
 from unspool.encoders import device_named, load_encoder
 from unspool.errors import UnspoolError, UnspoolWarning, UsageError
 from unspool.jobs import Stopping, machine, stopping
