@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from unspool.errors import ShapeError, UsageError
 from unspool.ops import propagation
 from unspool.ops.propagation import CRW, DINO, DUL, Propagation, State
+from unspool.tracking import tracking_preset
 
 SMALL = replace(DUL, context=3, radius=2.5, top_k=4)
 
@@ -219,6 +220,25 @@ def test_a_mask_that_does_not_fit_the_grid_is_refused_with_the_remedy() -> None:
 def test_a_setting_out_of_range_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(UsageError, match=name):
         replace(DUL, **{name: value})
+
+
+PUBLISHED = {  # test-time settings of the released code: infer_vos.py, test.py, eval_video_segmentation.py
+    "dul": {"top_k": 10, "temperature": 0.05, "context": 20, "radius": 12, "neighbourhood": "disc",
+            "repeat_reference": True, "restrict_reference": False, "keep_ties": False,
+            "mask_resize": "align_corners"},
+    "crw": {"top_k": 10, "temperature": 0.05, "context": 20, "radius": 12, "neighbourhood": "disc",
+            "repeat_reference": True, "restrict_reference": False, "keep_ties": False,
+            "mask_resize": "half_pixel"},
+    "dino": {"top_k": 5, "temperature": 0.1, "context": 7, "radius": 12, "neighbourhood": "square",
+             "repeat_reference": False, "restrict_reference": True, "keep_ties": True,
+             "mask_resize": "nearest"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_presets_are_the_settings_of_the_released_code(name: str) -> None:
+    settings = asdict(tracking_preset(name).propagation)
+    assert PUBLISHED[name] == {key: settings[key] for key in PUBLISHED[name]}
 
 
 @pytest.mark.parametrize("name, preset", [("dul", DUL), ("crw", CRW), ("dino", DINO)])
