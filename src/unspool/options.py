@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import tomllib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from unspool.errors import UsageError
@@ -44,6 +45,15 @@ def parse_single(text: str) -> Json:
         except tomllib.TOMLDecodeError:
             continue
     raise UsageError(f"--set {text}: expected KEY=VALUE, e.g. --set propagation.top_k=5")
+
+
+def tables_of(given: Json, config: Path | None, single: Sequence[str]) -> Iterator[tuple[Json, str]]:
+    """Tables of options and where each stands, the later over the earlier: file, `--set`, command line."""
+    if config is not None:
+        yield read_toml(config), str(config)
+    for text in single:
+        yield parse_single(text), f"--set {text}"
+    yield given, "command line"
 
 
 def file_stamp(path: str) -> list[object]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from unspool.errors import UsageError
-from unspool.options import parse_single, read_toml, size_in_bytes
+from unspool.options import size_in_bytes, tables_of
 from unspool.results import Json
 
 COSINE_TAU, COSINE_FINEST = 0.1, 0.07  # ours, where features are clustered
@@ -50,11 +50,8 @@ def resolve_segment_settings(
     `Clustering`; `tau`, `key_ratio` and `resolution` are short for some. Raises UsageError for any other.
     """
     merged: Json = {"segmenting": {}, "refining": {}}
-    if config is not None:
-        _merge(merged, read_toml(config), str(config))
-    for text in single:
-        _merge(merged, parse_single(text), f"--set {text}")
-    _merge(merged, given, "command line")
+    for table, origin in tables_of(given, config, single):
+        _merge(merged, table, origin)
     if merged.get("memory") is not None:
         merged["memory"] = size_in_bytes(merged["memory"])
     settings = SegmentSettings(**merged, processes=1 if workers == 1 else workers + 1)

@@ -18,7 +18,7 @@ from unspool.errors import MaskError, UnspoolError, UnspoolWarning, UsageError
 from unspool.inputs import STDIN, default_folder, expand_inputs, masks_of, names_of
 from unspool.jobs import Estimate, Interrupted, Plan, Report, Stop
 from unspool.masks import Mask, ids_in
-from unspool.options import digest, file_stamp, in_words, parse_single, read_toml, size_in_bytes
+from unspool.options import digest, file_stamp, in_words, size_in_bytes, tables_of
 from unspool.protocols.tracking import (
     SequenceScores,
     curves,
@@ -70,11 +70,8 @@ def resolve_settings(
     Raises UsageError naming the file, the unknown key and its neighbours.
     """
     merged: Json = {"tracking": {}}
-    if config is not None:
-        _merge(merged, read_toml(config), str(config))
-    for text in single:
-        _merge(merged, parse_single(text), f"--set {text}")
-    _merge(merged, given, "command line")
+    for table, origin in tables_of(given, config, single):
+        _merge(merged, table, origin)
     if merged.get("memory") is not None:
         merged["memory"] = size_in_bytes(merged["memory"])
     return Settings(**merged, processes=1 if workers == 1 else workers + 1)
