@@ -288,3 +288,60 @@ def test_an_array_that_is_no_mask_is_refused_with_what_would_be_one(mask: np.nda
 def test_a_mask_of_truth_values_holds_object_1() -> None:
     (mask,) = given_masks(Moving(), {0: Moving().labels(0) > 0}).values()
     assert mask.ids == (1,)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("done", [1, 3, FRAMES - 1])
+def test_a_tracker_goes_on_where_another_was(encoder: Encoder, preset: str, done: int) -> None:
+    video, how = Moving(enters=2), with_settings(tracking_preset(preset), {"features": "tokens"})
+    masks = {0: video.labels(0), 2: np.where(video.labels(2) == 2, 2, 0)}
+    expected = list(track(video, masks, encoder, how))
+    images = list(video)
+    earlier = unspool.Tracker(masks, encoder, how)
+    for image in images[:done]:
+        earlier.step(image)
+    later = unspool.Tracker(masks, encoder, how, kept=earlier.keep())
+    for image in images[:done]:
+        later.recall(image)
+    for image, labels in zip(images[done:], expected[done:], strict=True):
+        assert np.array_equal(later.step(image), labels)
+    assert later.frames == FRAMES
+
+
+def test_of_the_frames_that_are_done_only_those_still_looked_at_are_encoded() -> None:
+    class Counting(Colours):
+        calls = 0
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            Counting.calls += 1
+            return super().forward(images)
+
+    video = Moving()
+    how = with_settings(tracking_preset("dul"), {"features": "tokens", "propagation": {"context": 2}})
+    encoder = load_encoder(Counting(), patch=4, device="cpu")
+    earlier = unspool.Tracker(video.labels(0), encoder, how)
+    images = list(video)
+    for image in images[:-1]:
+        earlier.step(image)
+    later = unspool.Tracker(video.labels(0), encoder, how, kept=earlier.keep())
+    Counting.calls = 0
+    for image in images[:-1]:
+        later.recall(image)
+    assert Counting.calls == 3  # the reference and two recent frames, of five
+
+
+def test_frames_are_recalled_first_and_tracked_then(encoder: Encoder) -> None:
+    video = Moving()
+    images = list(video)
+    earlier = unspool.Tracker(video.labels(0), encoder)
+    with pytest.raises(UsageError, match="frame 0 was not done"):
+        earlier.recall(images[0])
+    earlier.step(images[0])
+    earlier.step(images[1])
+    later = unspool.Tracker(video.labels(0), encoder, kept=earlier.keep())
+    later.recall(images[0])
+    with pytest.raises(UsageError, match="frame 1 was done before `keep`, as all before 2"):
+        later.step(images[1])
+    later.recall(images[1])
+    with pytest.raises(UsageError, match="frame 2 was not done"):
+        later.recall(images[2])

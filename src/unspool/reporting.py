@@ -41,6 +41,7 @@ class Reporter:
         )
         self._tasks: dict[str, TaskID] = {}
         self._clock: dict[str, tuple[float, float, int]] = {}  # video -> start, last line, tenths shown
+        self._pace: dict[str, tuple[float, int]] = {}  # video -> from when, and after which frame, to count
 
     def __enter__(self) -> Reporter:
         self._bars.start()
@@ -82,18 +83,21 @@ class Reporter:
 
     def _video(self, event: Json) -> None:
         self._clock[event["video"]] = (monotonic(), monotonic(), 0)
+        self._pace[event["video"]] = (monotonic(), 0)
         length = "a stream" if event["frames"] is None else f"{event['frames']} frames"
         if self._bars.disable:
             self.say(f"{event['video']}: {length}")
         else:
             self._tasks[event["video"]] = self._bars.add_task(event["video"], total=event["frames"], rate="")
+        if begun := event.get("begun"):
+            self.say(f"{event['video']}: goes on after frame {begun} of {event['frames']}")
         for note in event.get("notes", []):
             self.say(f"{event['video']}: {note}")
 
     def _frame(self, event: Json) -> None:
         name = event["video"]
-        start, _, _ = self._clock.setdefault(name, (monotonic(), monotonic(), 0))
-        rate = event["frame"] / max(monotonic() - start, 1e-6)
+        start, first = self._pace.setdefault(name, (monotonic(), 0))
+        rate = (event["frame"] - first) / max(monotonic() - start, 1e-6)
         if name in self._tasks:
             self._bars.update(self._tasks[name], completed=event["frame"], rate=f"{rate:.1f} frames/s")
         elif not self.quiet and not self.as_json and self._due(event):
@@ -106,7 +110,8 @@ class Reporter:
             )
 
     def _stage(self, event: Json) -> None:
-        """One stage of one video: encoding, clustering, writing."""
+        """One stage of one video: encoding, clustering, writing; reading what an earlier run did."""
+        self._pace[event["video"]] = (monotonic(), event["done"])
         shown = f"{event['frames_per_second']:.1f} frames/s"
         told = f"{shown}, {_duration(event['seconds_left'])} of {event['stage']} left"
         self._advance(f"{event['video']}: {event['stage']}", event["done"], event["total"], shown, told)

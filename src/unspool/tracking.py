@@ -30,6 +30,7 @@ from unspool.masks import Mask, fit_mask, ids_in, read_mask
 from unspool.ops import propagation
 from unspool.ops.affinity import SCORE_BYTES, row_bytes, tiling_for
 from unspool.ops.propagation import Propagation
+from unspool.ops.propagation_state import times_needed, with_features, without_features
 from unspool.ops.resize import FEWEST, Rule
 
 Image = UInt8[np.ndarray, "h w 3"]
@@ -157,7 +158,7 @@ def track_frames(
     clock = timings or Timings()
     given = given_masks(video, mask, resize=resize_mask)
     tracker = Tracker(given, encoder, how, timings=clock, memory=memory)
-    for image in _timed(iter(video), clock):
+    for image in timed(iter(video), clock):
         yield image, tracker.step(image)
 
 
@@ -165,6 +166,8 @@ class Tracker:
     """`track` for frames that come one at a time, from a camera for example: the same labels, frame by frame.
 
     Arguments and errors are those of `track`. What is remembered of earlier frames has a fixed size.
+    `kept`: what `keep` of a tracker with the same arguments gave, from which this one goes on: it is given
+    the same frames from the first, those done already through `recall`, and its labels are the same.
     """
 
     def __init__(
@@ -176,9 +179,13 @@ class Tracker:
         resize_mask: bool = False,
         timings: Timings | None = None,
         memory: int | None = None,
+        kept: Mapping[str, Any] | None = None,
     ) -> None:
         resident()  # before a frame is encoded
         self.frames = 0  # taken so far
+        self._kept = kept or {}
+        self._tile = 0  # bytes, see `Needs.tile`; known when a frame is encoded
+        self._recalled: dict[int, Float[Tensor, "c h w"]] = {}
         self.encoder, self.how = encoder, how or tracking_preset("dul")
         self._masks, self._resize, self._memory = mask, resize_mask, memory
         self._given: dict[int, Mask] = {}
@@ -189,30 +196,60 @@ class Tracker:
         """The labels `[H, W]` of the next frame `[H, W, 3]`, uint8 RGB.
 
         `mask`: objects that enter with this frame, or that it corrects. Raises ShapeError for a frame of
-        another size than the first one's.
+        another size than the first one's, UsageError for one that is to be recalled.
         """
-        if not self.frames:
-            self._begin(image)
-        if image.shape != (*self._size, 3):
-            height, width = self._size
-            raise ShapeError(f"frame {self.frames} is {list(image.shape)}, expected [{height}, {width}, 3]")
+        if self.frames < (done := self._kept.get("frames", 0)):
+            raise UsageError(f"frame {self.frames} was done before `keep`, as all before {done}; recall it")
+        self._check(image)
         if mask is not None:
             one = _as_mask(mask, f"mask of frame {self.frames}")
             self._given[self.frames] = fit_mask(one, self._size, resize=self._resize)
+        features = self._encoded(image)
         started = perf_counter()
-        features = encode(image, self.encoder, self._input, self.how.features)
-        encoded = perf_counter()
-        if not self.frames:
-            frame = _Camera("stream", *self._size)
-            self._tile = needs(features, frame, self.encoder, self.how).tile(self._memory)
+        if self._recalled:
+            self._state, self._recalled = with_features(self._kept["state"], self._recalled), {}
         given = self._given.pop(self.frames, None)
         labels, self._state = _carry(
             features, self._state, given, self.how.propagation, self._upsample, self._tile
         )
         self.frames += 1
-        self._clock.encode += encoded - started
-        self._clock.propagate += perf_counter() - encoded
+        self._clock.propagate += perf_counter() - started
         return labels
+
+    def keep(self) -> dict[str, Any]:
+        """What another tracker needs to go on from here: numbers, lists and tensors, no features."""
+        return {"frames": self.frames, "state": without_features(self._state)}
+
+    def recall(self, image: Image) -> None:
+        """Take a frame that was done before `keep`: it is encoded only if later frames look at it.
+
+        Raises UsageError where it was not, ShapeError as `step`.
+        """
+        if self.frames >= self._kept.get("frames", 0):
+            raise UsageError(f"frame {self.frames} was not done before `keep`; give it to `step`")
+        self._check(image)
+        state = self._kept["state"]
+        time = self.frames - (self._kept["frames"] - state["time"])  # counted from the first annotated frame
+        if time in times_needed(state):
+            self._recalled[time] = self._encoded(image)
+        self._given.pop(self.frames, None)
+        self.frames += 1
+
+    def _check(self, image: Image) -> None:
+        if not self.frames:
+            self._begin(image)
+        if image.shape != (*self._size, 3):
+            height, width = self._size
+            raise ShapeError(f"frame {self.frames} is {list(image.shape)}, expected [{height}, {width}, 3]")
+
+    def _encoded(self, image: Image) -> Float[Tensor, "c h w"]:
+        started = perf_counter()
+        features = encode(image, self.encoder, self._input, self.how.features)
+        self._clock.encode += perf_counter() - started
+        if not self._tile:
+            frame = _Camera("stream", *self._size)
+            self._tile = needs(features, frame, self.encoder, self.how).tile(self._memory)
+        return features
 
     def _begin(self, image: Image) -> None:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
@@ -232,7 +269,8 @@ class _Camera:
     width: int
 
 
-def _timed(frames: Iterator[Image], clock: Timings) -> Iterator[Image]:
+def timed(frames: Iterator[Image], clock: Timings) -> Iterator[Image]:
+    """The frames; `clock.decode` takes the seconds that each kept us waiting."""
     while True:
         started = perf_counter()
         image = next(frames, None)

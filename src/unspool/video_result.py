@@ -5,7 +5,6 @@ Nothing here knows of encoders: images and label maps come in, files go out.
 
 from __future__ import annotations
 
-import shutil
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +34,16 @@ from unspool.results import Json, files_of, write_json, write_script, written_wh
 from unspool.video import VideoWriter
 
 THUMBS, THUMB_WIDTH = 12, 160
+
+
+def mask_path(folder: Path, name: str, index: int) -> Path:
+    """The mask of a frame in a result."""
+    return folder / "videos" / name / "masks" / f"{index:05d}.png"
+
+
+def unfinished_path(folder: Path, name: str) -> Path:
+    """What the job of a video needs to go on, until it is done (`verbs/unfinished.py`)."""
+    return folder / "videos" / name / "unfinished.pt"
 
 
 class Lane:
@@ -83,7 +92,8 @@ class VideoResult:
 
     `write` takes the frames in order; `finish` closes the files and writes `done.json`; leaving the
     context without `finish` removes what is not whole and keeps the masks written so far.
-    `tick` (s) says that the video is a stream, whose `times` grow (as in `VideoWriter`).
+    `tick` (s) says that the video is a stream, whose `times` grow (as in `VideoWriter`). `keep`: how many
+    masks of an earlier beginning stay where they are, to be read and written again.
     Three lanes work beside the caller: masks and records, overlay, plain frames.
     """
 
@@ -100,16 +110,19 @@ class VideoResult:
         pixel_aspect: Fraction = Fraction(1),
         with_truth: bool = False,
         tick: Fraction | None = None,
+        keep: int = 0,
     ) -> None:
         self.folder, self.name, self.source = folder, name, source
         self.height, self.width, self.times = height, width, times
         self.with_truth = with_truth
         self.home = folder / "videos" / name
         with _as_output_error(self.home):
+            kept = {mask_path(folder, name, index) for index in range(keep)}
+            kept |= {unfinished_path(folder, name)} if keep else set()
             for stale in files_of(folder, name):
-                stale.unlink()
-            shutil.rmtree(self.home, ignore_errors=True)
-            (self.home / "masks").mkdir(parents=True)
+                if stale not in kept:
+                    stale.unlink()
+            (self.home / "masks").mkdir(parents=True, exist_ok=True)
         self.display = display_size(height, width)
         self._colours: dict[int, tuple[int, int, int]] = {}
         self._totals = _Totals()
@@ -167,8 +180,13 @@ class VideoResult:
             self._lanes["overlay"].submit(self._draw, index, image, labels, dict(self._colours))
             self._lanes["frames"].submit(lambda: self._plain.write(to_display(image, self.display)))
 
+    def settle(self) -> None:
+        """Wait until the masks of all frames so far are on the disk. Raises OutputError."""
+        with _as_output_error(self.home):
+            self._lanes["masks"].drain()
+
     def _record(self, index: int, labels: Labels, truth: UInt8[np.ndarray, "h w"] | None) -> None:
-        write_mask(self.home / "masks" / f"{index:05d}.png", labels)
+        write_mask(mask_path(self.folder, self.name, index), labels)
         self._tracks.add(index, labels)
         values, lengths = label_runs(labels)
         for label in np.unique(values).tolist():
@@ -277,6 +295,7 @@ class VideoResult:
             **(extra or {}),
         }
         write_json(self.home / "done.json", done)
+        unfinished_path(self.folder, self.name).unlink(missing_ok=True)
         self._finished = True
         return done
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from unspool.data.vos import VosSequence
 from unspool.errors import MaskError, UnspoolError, UnspoolWarning, UsageError
 from unspool.inputs import STDIN, default_folder, expand_inputs, masks_of, names_of
 from unspool.jobs import Estimate, Interrupted, Plan, Report, Stop
-from unspool.masks import Mask, ids_in
+from unspool.masks import Labels, Mask, ids_in
 from unspool.options import digest, file_stamp, in_words, size_in_bytes, tables_of
 from unspool.protocols.tracking import (
     SequenceScores,
@@ -27,13 +27,14 @@ from unspool.protocols.tracking import (
     video_scores,
 )
 from unspool.results import Json
+from unspool.verbs.unfinished import KEEP_EVERY, mask_again, read_again, read_unfinished, write_unfinished
 from unspool.video import Video, open_video
 from unspool.video.stream import Stream
-from unspool.video_result import VideoResult
+from unspool.video_result import VideoResult, mask_path
 
 if TYPE_CHECKING:
     from unspool.segments import Chosen
-    from unspool.tracking import Needs
+    from unspool.tracking import Image, Needs, Tracker
 
 MOST_IDS = 254  # of the layout of DAVIS: 8 bits, less background and void
 
@@ -185,16 +186,19 @@ def track_video(job: TrackJob, report: Report, stop: Stop) -> Json:
 
 
 def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warnings.WarningMessage]) -> Json:
-    from unspool.tracking import Timings, Tracking, given_masks, track_frames, with_settings  # noqa: PLC0415
+    from unspool.tracking import Timings, Tracker, Tracking, given_masks, timed, with_settings  # noqa: PLC0415
 
     started = perf_counter()
-    encoder, timings = _encoder_of(job.settings, job.tracking), Timings()
+    encoder = _encoder_of(job.settings, job.tracking)
     identity = job.identity  # of the files that are read now
     with _opened(job.source) as video:
         length, tick = (None, video.tick) if isinstance(video, Stream) else (len(video), None)
         masks = given_masks(video, _masks(job), resize=job.resize_mask)
         notes = list(dict.fromkeys(mask.note for mask in masks.values() if mask.note))
-        report({"event": "video", "video": job.name, "frames": length, "notes": notes})
+        earlier = read_unfinished(job.folder, job.name, identity) if length else None
+        timings, before = (Timings(**earlier["timings"]), earlier["seconds"]) if earlier else (Timings(), 0.0)
+        begun = earlier["tracker"]["frames"] if earlier else 0
+        report({"event": "video", "video": job.name, "frames": length, "begun": begun, "notes": notes})
         truth = job.sequence.labels() if job.sequence and job.protocol else None
         with VideoResult(
             job.folder,
@@ -207,19 +211,20 @@ def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warning
             pixel_aspect=video.pixel_aspect,
             with_truth=truth is not None,
             tick=tick,
+            keep=begun,
         ) as result:
             how = with_settings(Tracking(), job.tracking)
             memory = job.settings.memory_each
-            frames = track_frames(video, masks, encoder, how, timings=timings, memory=memory)
-            taken = 0
-            for index, (image, labels) in enumerate(frames):
-                taken = index + 1
-                result.write(image, labels, next(truth) if truth else None)
-                report({"event": "frame", "video": job.name, "frame": index + 1, "frames": length})
-                if stop.is_set() and length is None:
-                    break  # a stream ends where it is told to: what came is the result
-                if stop.is_set() and length is not None and index + 1 < length:
-                    raise Interrupted
+            tracker = Tracker(
+                masks, encoder, how, timings=timings, memory=memory, kept=earlier and earlier["tracker"]
+            )
+
+            def keep() -> None:
+                spent = {"timings": asdict(timings), "seconds": before + perf_counter() - started}
+                write_unfinished(result, identity, {"tracker": tracker.keep(), **spent})
+
+            images = timed(iter(video), timings)
+            taken = _write_frames(images, truth, tracker, result, length, begun, keep, report, stop)
             unused = [frame for frame in masks if frame >= taken and length is None]
             if unused:
                 warnings.warn(
@@ -228,7 +233,7 @@ def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warning
                     stacklevel=2,
                 )
             result.close()
-            seconds, timings.write = perf_counter() - started, result.seconds_writing
+            seconds, timings.write = before + perf_counter() - started, result.seconds_writing
             scored = _score(job)
             done = result.finish(
                 seconds=seconds,
@@ -245,6 +250,46 @@ def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warning
                 },
             )
     return done
+
+
+def _write_frames(
+    images: Iterator[Image],
+    truth: Iterator[Labels | None] | None,
+    tracker: Tracker,
+    result: VideoResult,
+    length: int | None,
+    begun: int,
+    keep: Callable[[], None],
+    report: Report,
+    stop: Stop,
+) -> int:
+    """Labels of all frames into the result, those before `begun` from its masks; returns how many came.
+
+    Raises Interrupted, after `keep`, where it is stopped before the end; a stream (no `length`) ends there.
+    """
+    started = saved = perf_counter()
+    taken = 0
+    for index, image in enumerate(images):
+        taken = index + 1
+        if index < begun:
+            tracker.recall(image)
+            labels = mask_again(result, index)
+            event = read_again(result.name, taken, begun, perf_counter() - started)
+        else:
+            labels = tracker.step(image)
+            event = {"event": "frame", "video": result.name, "frame": taken, "frames": length}
+        result.write(image, labels, next(truth) if truth else None)
+        report(event)
+        if length is None and stop.is_set():
+            break
+        if length is None or taken == length:
+            continue
+        if taken > begun and (stop.is_set() or perf_counter() - saved > KEEP_EVERY):
+            keep()
+            saved = perf_counter()
+        if stop.is_set():
+            raise Interrupted
+    return taken
 
 
 def _opened(source: str) -> Video | Stream:
@@ -283,7 +328,7 @@ def _score(job: TrackJob) -> SequenceScores | None:
 
 def masks_written(folder: Path, name: str, frames: int) -> list[Path]:
     """The mask files of a video in a result."""
-    return [folder / "videos" / name / "masks" / f"{index:05d}.png" for index in range(frames)]
+    return [mask_path(folder, name, index) for index in range(frames)]
 
 
 # -------------------------------------------------------------------------------------------- verbs

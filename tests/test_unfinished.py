@@ -1,0 +1,208 @@
+"""A video that is cut off: the same command goes on within it, and what it leaves is that of one piece."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_journeys import HEIGHT, WIDTH, Run, frame, make_clip, make_davis, make_mask, read, run
+
+from unspool import tracking
+from unspool.masks import write_mask
+
+__all__ = ["run"]  # the fixture
+
+COMMAND = ["track", "clip.mp4", "--mask", "0:first.png", "--mask", "12:late.png", "-o", "r"]
+FRAMES = 30
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Where the result of `COMMAND` keeps its clip; an object enters at frame 12."""
+    make_clip(tmp_path / "clip.mp4", frames=FRAMES)
+    make_mask(tmp_path / "first.png")
+    second = np.zeros((HEIGHT, WIDTH), np.uint8)
+    second[34:46, 4:20] = 2
+    write_mask(tmp_path / "late.png", second)
+    return tmp_path / "r" / "videos" / "clip"
+
+
+Stopped = Callable[..., str]
+
+
+@pytest.fixture
+def stopped(run: Run, monkeypatch: pytest.MonkeyPatch) -> Stopped:
+    """Runs a command, which gets a signal while it tracks this frame; gives its stderr."""
+
+    def call(at: int, number: signal.Signals = signal.SIGINT, command: Sequence[str] = COMMAND) -> str:
+        step = tracking.Tracker.step
+
+        def signalled(tracker: tracking.Tracker, *given: object) -> object:
+            if tracker.frames == at:
+                signal.raise_signal(number)
+            return step(tracker, *given)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(tracking.Tracker, "step", signalled)
+            code, _, err = run(*command)
+        assert code == 128 + number, err
+        return err
+
+    return call
+
+
+def frames_done(home: Path) -> int:
+    return int(torch.load(home / "unfinished.pt", weights_only=True)["tracker"]["frames"])
+
+
+def content(home: Path) -> dict[str, bytes]:
+    """What a video's part of a result holds, byte by byte; of `done.json` all but seconds."""
+    files = {path.name: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    files |= {path.name: path.read_bytes() for path in (home.parents[1] / "data").iterdir()}
+    done = json.loads(files.pop("done.json"))
+    for changes in ("seconds", "frames_per_second", "timings"):
+        done.pop(changes)
+    return {**files, "done": json.dumps(done, sort_keys=True).encode()}
+
+
+def assert_as_in_one_piece(run: Run, home: Path) -> None:
+    cut = content(home)
+    assert run(*COMMAND, "--overwrite")[0] == 0
+    assert cut == content(home)
+
+
+def test_a_video_that_was_cut_off_twice_goes_on_and_ends_as_in_one_piece(
+    run: Run, home: Path, stopped: Stopped
+) -> None:
+    stopped(4, signal.SIGINT)
+    assert frames_done(home) == 5
+    assert f"clip: goes on after frame 5 of {FRAMES}" in stopped(23, signal.SIGTERM)
+    assert frames_done(home) == 24
+    code, _, err = run(*COMMAND)
+    assert code == 0
+    assert f"clip: goes on after frame 24 of {FRAMES}" in err
+    assert_as_in_one_piece(run, home)
+
+
+def test_a_video_goes_on_where_a_kill_left_it(run: Run, home: Path, tmp_path: Path) -> None:
+    killed = """
+import os, signal, sys
+import unspool.verbs.track as verb
+from unspool import tracking
+from unspool.cli import main
+
+verb.KEEP_EVERY = 0
+step = tracking.Tracker.step
+
+def fatal(tracker, *given):
+    if tracker.frames == 17:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(tracker, *given)
+
+tracking.Tracker.step = fatal
+main(sys.argv[1:])
+"""
+    command = [sys.executable, "-c", killed, *COMMAND]
+    ended = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True)
+    assert ended.returncode == -signal.SIGKILL
+    assert frames_done(home) == 17
+    code, _, err = run(*COMMAND)
+    assert code == 0
+    assert f"clip: goes on after frame 17 of {FRAMES}" in err
+    assert_as_in_one_piece(run, home)
+
+
+def test_a_stop_while_the_frames_that_are_done_are_read_again_loses_nothing(
+    run: Run, home: Path, stopped: Stopped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped(19)
+    kept, masks = (home / "unfinished.pt").read_bytes(), len(list((home / "masks").iterdir()))
+    recall = tracking.Tracker.recall
+
+    def signalled(tracker: tracking.Tracker, image: np.ndarray) -> None:
+        if tracker.frames == 6:
+            signal.raise_signal(signal.SIGINT)
+        recall(tracker, image)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking.Tracker, "recall", signalled)
+        assert run(*COMMAND)[0] == 130
+    assert (home / "unfinished.pt").read_bytes() == kept
+    assert len(list((home / "masks").iterdir())) == masks == 20
+    assert run(*COMMAND)[0] == 0
+    assert_as_in_one_piece(run, home)
+
+
+@pytest.mark.parametrize("harm", ["clip", "state", "foreign", "mask"])
+def test_what_does_not_fit_any_more_begins_anew(
+    run: Run, home: Path, tmp_path: Path, stopped: Stopped, harm: str
+) -> None:
+    stopped(4)
+    state = home / "unfinished.pt"
+    if harm == "clip":
+        make_clip(tmp_path / "clip.mp4", frames=FRAMES - 1)
+    elif harm == "state":
+        state.write_bytes(state.read_bytes()[:500])
+    elif harm == "foreign":
+        torch.save([1, 2], state)
+    else:
+        (home / "masks" / "00002.png").unlink()
+    code, _, err = run(*COMMAND)
+    assert code == 0, err
+    assert "goes on" not in err
+    assert_as_in_one_piece(run, home)
+
+
+def test_a_mask_that_was_damaged_is_named_and_the_next_run_begins_anew(
+    run: Run, home: Path, stopped: Stopped
+) -> None:
+    stopped(4)
+    (home / "masks" / "00002.png").write_bytes(b"")
+    code, _, err = run(*COMMAND)
+    assert code == 1
+    assert "00002.png" in err and "begins anew" in err
+    code, _, err = run(*COMMAND)
+    assert code == 0
+    assert "goes on" not in err
+
+
+def test_ids_beyond_eight_bits_go_on(run: Run, home: Path, tmp_path: Path, stopped: Stopped) -> None:
+    Image.fromarray(frame(0)[1].astype(np.uint16) * 300).save(tmp_path / "first.png")
+    stopped(14)
+    code, _, err = run(*COMMAND)
+    assert code == 0
+    assert f"clip: goes on after frame 15 of {FRAMES}" in err
+    assert_as_in_one_piece(run, home)
+
+
+def test_a_sequence_with_truth_goes_on_and_scores_as_in_one_piece(
+    run: Run, tmp_path: Path, stopped: Stopped
+) -> None:
+    make_davis(tmp_path / "DAVIS")
+    command = ["eval", "tracking", "--data", "davis17:DAVIS", "-o", "r"]
+    stopped(3, command=command)
+    code, _, err = run(*command)
+    assert code == 0
+    assert "ant: goes on after frame 4 of 6" in err
+    cut = content(tmp_path / "r/videos/ant"), read(tmp_path / "r/scores.json")
+    assert run(*command, "--overwrite")[0] == 0
+    assert cut == (content(tmp_path / "r/videos/ant"), read(tmp_path / "r/scores.json"))
+
+
+def test_reading_again_is_told_as_a_stage_of_its_own(run: Run, home: Path, stopped: Stopped) -> None:
+    stopped(19)
+    code, out, _ = run(*COMMAND, "--json")
+    assert code == 0
+    events = [json.loads(line) for line in out.splitlines()]
+    again = [event for event in events if event["event"] == "stage"]
+    assert again[-1]["done"] == 20
+    assert {(event["stage"], event["total"]) for event in again} == {("reading again", 20)}
+    tracked = [event["frame"] for event in events if event["event"] == "frame"]
+    assert tracked[0] > 20
+    assert tracked[-1] == FRAMES
