@@ -24,7 +24,12 @@ from unspool.masks import read_truth, write_mask
 from unspool.rendered import render
 from unspool.segments import Chosen, read_hierarchy
 from unspool.verbs.segment_needs import Clock, seconds_per_product
-from unspool.verbs.segment_settings import correlator_of, resolve_segment_settings, segmenting_record
+from unspool.verbs.segment_settings import (
+    correlator_of,
+    resolve_segment_settings,
+    segmenting_of,
+    segmenting_record,
+)
 from unspool.video import VideoWriter, open_video
 
 SMALL = ("--resolution", "64x96")
@@ -277,6 +282,21 @@ def test_command_line_wins_over_set_and_file(tmp_path: Path) -> None:
 def test_resolution_is_short_by_long() -> None:
     found = [resolve_segment_settings({"resolution": r}).segmenting for r in ("192", "384x192", "native")]
     assert [f["resolution"] for f in found] == [[192, 288], [192, 384], None]
+
+
+@pytest.mark.parametrize(
+    ("given", "resolution"),
+    [
+        ({}, (160, 240)),
+        ({"model": "random-resnet18"}, (320, 480)),
+        ({"resolution": "320"}, (320, 480)),
+        ({"resolution": "native"}, None),
+    ],
+)
+def test_the_shipped_model_sees_frames_smaller_unless_told(
+    given: dict[str, str], resolution: tuple[int, int] | None
+) -> None:
+    assert segmenting_of(segmenting_record(resolve_segment_settings(given))).resolution == resolution
 
 
 def test_a_key_ratio_is_a_stride() -> None:
