@@ -95,7 +95,7 @@ def _forward(
     if not 0 < how.top_k < similar.shape[2]:
         weights = (similar * sharpness).softmax(dim=2)
         if outside is not None:
-            weights.unflatten(2, (len(sources), -1)).mul_((outside == 0)[:, None])
+            weights.view(*weights.shape[:2], len(sources), -1).mul_((outside == 0)[:, None])
         return weights @ known[:, part].flatten(1, 2)
     wanted = min(how.top_k + len(sources) - 1, similar.shape[2])  # what stands still ties in every frame
     best, place = similar.topk(wanted, dim=2)
