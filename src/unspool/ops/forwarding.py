@@ -14,7 +14,8 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import embedding_bag, normalize
+from torch.linalg import vector_norm
+from torch.nn.functional import embedding_bag
 
 from unspool.errors import ShapeError, UsageError
 
@@ -66,17 +67,19 @@ def forward_maps(
         )
     exact = torch.promote_types(features.dtype, torch.float32)
     with torch.autocast(features.device.type, enabled=False):
-        unit = normalize(features.to(exact), dim=3)
+        features = features.to(exact)
+        scales = vector_norm(features, dim=3).clamp_(min=1e-12).reciprocal_()
         known = maps.new_empty((clips, frames, tokens, prototypes), dtype=exact)
         known[:, :given] = maps
         for frame in range(given, frames):
             sources = [0, *range(max(1, frame - how.context), frame)]
-            known[:, frame] = _forward(unit, known, sources, frame, grid, how)
+            known[:, frame] = _forward(features, scales, known, sources, frame, grid, how)
     return known[:, given:]
 
 
 def _forward(
-    unit: Float[Tensor, "b t n c"],
+    features: Float[Tensor, "b t n c"],
+    scales: Float[Tensor, "b t n"],  # 1 / length of the features
     known: Float[Tensor, "b t n k"],
     sources: list[int],
     frame: int,
@@ -84,27 +87,48 @@ def _forward(
     how: Forwarder,
 ) -> Float[Tensor, "b n k"]:
     """Eq. 3-5 for one frame of every clip."""
-    part = slice(sources[0], sources[-1] + 1) if sources[-1] - sources[0] == len(sources) - 1 else sources
-    keys = unit[:, part].flatten(1, 2)
-    logits = unit[:, frame] @ keys.transpose(1, 2)
-    outside = _outside(grid, how.window, unit.device, unit.dtype)
-    blocks = logits.view(*logits.shape[:2], len(sources), -1)
-    if outside is not None and how.masked == "first":
-        blocks.add_(outside[:, None])
-    labels = known[:, part].flatten(1, 2)
-    if not 0 < how.top_k < logits.shape[2]:
-        weights = (logits / how.temperature).softmax(dim=2)
+    skipped = sources[-1] + 1 - len(sources)  # frames after the first that are no sources
+    part = sources if skipped else slice(0, len(sources))
+    outside = _outside(grid, how.window, features.device, features.dtype)
+    similar = _similar(features, scales, part, frame, outside if how.masked == "first" else None)
+    sharpness = scales[:, frame, :, None] / how.temperature
+    if not 0 < how.top_k < similar.shape[2]:
+        weights = (similar * sharpness).softmax(dim=2)
         if outside is not None:
-            weights.view_as(blocks).mul_((outside == 0)[:, None])
-        return weights @ labels
-    wanted = min(how.top_k + len(sources) - 1, logits.shape[2])  # what stands still ties in every frame
-    best, place = logits.topk(wanted, dim=2)
-    best.masked_fill_(best < best[..., how.top_k - 1 : how.top_k], NOWHERE)
-    weights = (best / how.temperature).softmax(dim=2)
+            weights.view(*weights.shape[:2], len(sources), -1).mul_((outside == 0)[:, None])
+        return weights @ known[:, part].flatten(1, 2)
+    wanted = min(how.top_k + len(sources) - 1, similar.shape[2])  # what stands still ties in every frame
+    best, place = similar.topk(wanted, dim=2)
+    weights = ((best - best[..., :1]) * sharpness).exp_()  # torch's softmax is slow at so few columns
+    weights.mul_(best >= best[..., how.top_k - 1 : how.top_k])
+    weights.div_(weights.sum(dim=2, keepdim=True))
     if outside is not None and how.masked == "last":
-        rows = outside.expand(len(unit), -1, -1)
+        rows = outside.expand(len(known), -1, -1)
         weights.mul_(rows.gather(2, place % outside.shape[1]) == 0)
-    return _weighted_rows(labels, place, weights)
+    if skipped:
+        place += (place >= features.shape[2]) * (skipped * features.shape[2])
+    return _weighted_rows(known.flatten(1, 2), place, weights)
+
+
+def _similar(
+    features: Float[Tensor, "b t n c"],
+    scales: Float[Tensor, "b t n"],
+    part: slice | list[int],
+    frame: int,
+    outside: Float[Tensor, "n n"] | None,
+) -> Float[Tensor, "b n m"]:
+    """Cosines times the length of the target's features, -inf outside the window.
+
+    Features become no unit vectors first: to divide products by the source's length costs no pass of its
+    own, and to divide by the target's is left to the few that are kept.
+    """
+    products = features[:, frame] @ features[:, part].flatten(1, 2).transpose(1, 2)
+    by_frame = products.view(*products.shape[:2], -1, features.shape[2])
+    if outside is None:
+        by_frame.mul_(scales[:, None, part])
+    else:
+        torch.addcmul(outside[:, None], by_frame, scales[:, None, part], out=by_frame)
+    return products
 
 
 def _weighted_rows(
@@ -114,7 +138,7 @@ def _weighted_rows(
     clips, rows, prototypes = labels.shape
     starts = rows * torch.arange(clips, device=place.device).view(-1, 1, 1)
     bags, weights = (place + starts).flatten(0, 1), weights.flatten(0, 1)
-    summed = embedding_bag(bags, labels.reshape(-1, prototypes), mode="sum", per_sample_weights=weights)
+    summed = embedding_bag(bags, labels.view(-1, prototypes), mode="sum", per_sample_weights=weights)
     return summed.view(clips, -1, prototypes)
 
 
