@@ -120,10 +120,11 @@ def _dual(a: Float[Tensor, "n c"], centre: Float[Tensor, " c"], distance: Distan
     return (a.log() if distance == "kl" else a) - centre
 
 
-def slices(columns: int) -> Iterator[slice]:
-    """All columns, COLUMNS at a time."""
-    for start in range(0, columns, COLUMNS):
-        yield slice(start, start + COLUMNS)
+def slices(columns: int, width: int | None = None) -> Iterator[slice]:
+    """All columns, `width` at a time; None: COLUMNS."""
+    width = width or COLUMNS
+    for start in range(0, columns, width):
+        yield slice(start, start + width)
 
 
 # --------------------------------------------------------------------------------------- attention
