@@ -361,8 +361,7 @@ def assign(
 
 def nearest(rows: Float[Tensor, "n m"], centres: Compared) -> Int64[Tensor, " n"]:
     """The number of the nearest centre of each row, the lowest of equals."""
-    own = compared(rows, centres.distance, hold=False, centre=centres.centre)
-    return own.to_centres(centres).argmin(1)
+    return centres.from_rows(rows).argmin(1)
 
 
 @torch.no_grad()
@@ -408,9 +407,10 @@ def _with_distances(
     centres = compared(centroids, how.distance)
     found = []
     for span in windows(frames, how):
-        own = compared(rows(*span), how.distance, hold=False, centre=centres.centre)
-        found.append([(own.to_centres(centres) + own.own[:, None])])
-    distances = torch.cat([one for (one,) in found])
+        part = rows(*span)
+        own = compared(part, how.distance, hold=False, centre=centres.centre).own
+        found.append(centres.from_rows(part) + own[:, None])
+    distances = torch.cat(found)
     return distances.argmin(1), distances.amin(1)
 
 
