@@ -292,7 +292,7 @@ def _added(weights: Float[Tensor, "n n"], rows: Float[Tensor, "n m"]) -> Float[T
 
 
 def _as_runs(pairs: Bool[Tensor, "n n"]) -> tuple[Int64[Tensor, " members"], Int64[Tensor, " n+1"]]:
-    """What each row's set is made of, and where each begins: rows, then runs, then runs of runs, numbered on."""
+    """What each row's set is made of, and where it begins: rows, runs, and runs of runs, numbered on."""
     parts, level = [], pad(pairs, (0, -len(pairs) % RUN**2))
     for _ in range(2):
         whole = level.unflatten(1, (-1, RUN)).all(2)

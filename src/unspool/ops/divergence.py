@@ -25,7 +25,7 @@ from torch.nn.functional import normalize
 
 Distance = Literal["kl", "cosine", "euclidean"]
 COLUMNS = 2048  # of the rows that are compared, in a product
-ROWS = 256  # of attention, at a time
+ROWS = 128  # of attention, at a time
 
 
 def symmetric_kl(x: Float[Tensor, "n m"], y: Float[Tensor, "k m"]) -> Float[Tensor, "n k"]:
