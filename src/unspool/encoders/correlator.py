@@ -26,6 +26,7 @@ from unspool.errors import UsageError, WeightsError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 ROWS = 128  # of attention, at a time
+KEPT = 80 << 20  # bytes of the heads' attention that are kept for a gradient
 OWN = ("temporal_transformer.", "temporal_embedding", "heads", "features")  # tensors of a correlator
 
 
@@ -46,14 +47,12 @@ class Noise:
         drop = self.attention if name.startswith("attention") else self.rest
         if not drop:
             return values
-        shape = list(values.shape)
-        if some is not None:
-            shape[-2] = some.of
+        shape = values.shape if some is None else (*values.shape[:-2], some.of, values.shape[-1])
         generator = torch.Generator(values.device).manual_seed(self.seed ^ zlib.crc32(name.encode()))
         words = torch.empty(-(-math.prod(shape) // 4), dtype=torch.int64, device=values.device)
         bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)
         kept = bits[: math.prod(shape)].view(shape) >= round(drop * 2**16) - 2**15
-        if shape != list(values.shape):
+        if some is not None:
             kept = kept[..., some.places, :]
         return values * kept.to(values.dtype).div_(1 - drop)
 
@@ -105,13 +104,18 @@ class Block(nn.Module):
     def attention(
         self, q: Heads, k: Heads, rows: Int64[Tensor, " r"], noise: Noise | None
     ) -> Float[Tensor, "r n"]:
-        """A of some queries, some at a time; what a gradient needs of the heads is computed again."""
+        """A of some queries, some at a time; the heads' own are kept for a gradient, or computed again."""
 
         def mean(some: Tensor, k: Tensor, name: str) -> Tensor:
             return self.probabilities(some, k, noise, name).sum(0) / self.heads
 
         parts = torch.split(q[:, rows], ROWS, dim=1)
-        return torch.cat([again(mean, part, k, str(i)) for i, part in enumerate(parts)])
+        kept = KEPT // (ROWS * k.shape[:2].numel() * k.element_size())  # parts
+        found = []
+        for number, part in enumerate(parts):
+            call = mean if number < kept else partial(again, mean)
+            found.append(call(part, k, str(number)))
+        return torch.cat(found)
 
     def features(
         self,
@@ -130,7 +134,7 @@ class Block(nn.Module):
         after = (self.attn["proj"], self.norm2, self.mlp)
         learning = [each for module in after for each in module.parameters()]
         parts = []
-        for number, part in enumerate(rows.split(ROWS if noise else max(len(rows), 1))):
+        for number, part in enumerate(torch.split(rows, ROWS if noise else max(len(rows), 1))):
             output = partial(self._output, noise, f"few {number}" if few else str(number))
             parts.append(where_wanted(output, learning, len(part), x[part], q[:, part], k, v))
         return torch.cat(parts)

@@ -199,14 +199,13 @@ class Sets:
 
     def pooled(self) -> tuple[Int64[Tensor, " r"], Sets]:
         """Every token that occurs, once; and the sets as places among these."""
-        every = torch.cat([self.queries, self.positive.flatten(), self.negative.flatten()])
-        pool = torch.unique(every)
+        pool = torch.cat(self.near_and_far())
         return pool, self.among(pool)
 
     def near_and_far(self) -> tuple[Int64[Tensor, " r"], Int64[Tensor, " s"]]:
         """Queries and positives, each once; and tokens that are negatives only: most pass their hinge."""
-        near = torch.cat([self.queries, self.positive.flatten()]).unique()
-        far = self.negative.unique()
+        near = torch.unique(torch.cat([self.queries, self.positive.flatten()]))
+        far = torch.unique(self.negative)
         return near, far[~torch.isin(far, near)]
 
     def among(self, pool: Int64[Tensor, " r"]) -> Sets:

@@ -295,7 +295,7 @@ def _as_runs(pairs: Bool[Tensor, "n n"]) -> tuple[Int64[Tensor, " members"], Int
     """What each row's set is made of, and where it begins: rows, runs, and runs of runs, numbered on."""
     parts, level = [], pad(pairs, (0, -len(pairs) % RUN**2))
     for _ in range(2):
-        whole = level.unflatten(1, (-1, RUN)).all(2)
+        whole = level.view(len(level), -1, RUN).all(2)
         parts.append(level & ~whole.repeat_interleave(RUN, 1))
         level = whole
     sets = torch.cat([*parts, level], dim=1)
@@ -311,8 +311,8 @@ def _added_by_runs(
     smooth = torch.empty_like(rows)
     for columns in slices(rows.shape[1], ADDED):
         singles = pad(rows[order, columns], (0, 0, 0, -len(rows) % RUN**2))
-        runs = singles.unflatten(0, (-1, RUN)).sum(1)
-        table = torch.cat([singles, runs, runs.unflatten(0, (-1, RUN)).sum(1)])
+        runs = singles.view(-1, RUN, singles.shape[1]).sum(1)
+        table = torch.cat([singles, runs, runs.view(-1, RUN, singles.shape[1]).sum(1)])
         smooth[order, columns] = embedding_bag(members, table, starts, mode="sum", include_last_offset=True)
     return smooth
 
