@@ -275,11 +275,11 @@ def _smoothed(
     once, and single rows. Where too many remain to be added, one product of all pairs is made.
     """
     order = _side_by_side(near)
-    members, starts = _as_runs(near[order][:, order])
-    if len(members) > CROWDED * near.numel():
+    sets = _as_runs(near[order][:, order])
+    if sets.sum() > CROWDED * near.numel():
         smooth = _added(near.to(rows.dtype), rows)
     else:
-        smooth = _added_by_runs(rows, order, members, starts)
+        smooth = _added_by_runs(rows, order, sets)
     total = smooth.sum(1) if distance == "kl" else near.sum(1)
     return smooth.div_(total[:, None])
 
@@ -291,24 +291,23 @@ def _added(weights: Float[Tensor, "n n"], rows: Float[Tensor, "n m"]) -> Float[T
     return found
 
 
-def _as_runs(pairs: Bool[Tensor, "n n"]) -> tuple[Int64[Tensor, " members"], Int64[Tensor, " n+1"]]:
-    """What each row's set is made of, and where it begins: rows, runs, and runs of runs, numbered on."""
+def _as_runs(pairs: Bool[Tensor, "n n"]) -> Bool[Tensor, "n members"]:
+    """What each row's set is made of: single rows, then runs, then runs of runs."""
     parts, level = [], pad(pairs, (0, -len(pairs) % RUN**2))
     for _ in range(2):
         whole = level.view(len(level), -1, RUN).all(2)
         parts.append(level & ~whole.repeat_interleave(RUN, 1))
         level = whole
-    sets = torch.cat([*parts, level], dim=1)
-    return sets.nonzero()[:, 1], pad(sets.sum(1).cumsum(0), (1, 0))
+    return torch.cat([*parts, level], dim=1)
 
 
 def _added_by_runs(
     rows: Float[Tensor, "n m"],
     order: Int64[Tensor, " n"],
-    members: Int64[Tensor, " members"],
-    starts: Int64[Tensor, " n+1"],
+    sets: Bool[Tensor, "n members"],
 ) -> Float[Tensor, "n m"]:
-    smooth = torch.empty_like(rows)
+    smooth, starts = torch.empty_like(rows), pad(sets.sum(1).cumsum(0), (1, 0))
+    members = sets.flatten().nonzero()[:, 0].remainder_(sets.shape[1])
     for columns in slices(rows.shape[1], ADDED):
         singles = pad(rows[order, columns], (0, 0, 0, -len(rows) % RUN**2))
         runs = singles.view(-1, RUN, singles.shape[1]).sum(1)
