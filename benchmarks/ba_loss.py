@@ -22,7 +22,7 @@ import torch
 from ba_clustering import forget_peak, resident
 from floor import gemm_rate
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, normalize
+from torch.nn.functional import cosine_similarity, gelu, normalize
 
 from unspool.methods.ba import Config, Learner, build, objective
 
@@ -53,7 +53,9 @@ def released(learner: Learner, tokens: Tensor, positions: Tensor) -> Tensor:
     block, x = learner.blocks[0], tokens.flatten(0, 1)
     q, k, v = block.projections(x)
     maps = torch.softmax(q @ k.transpose(1, 2) * block.scale, dim=-1)
-    slot = block.features(x, (maps @ v).transpose(0, 1).flatten(1), None).view(FRAMES, COUNT, -1)
+    x = x + block.attn["proj"]((maps @ v).transpose(0, 1).flatten(1))
+    slot = x + block.mlp["fc2"](gelu(block.mlp["fc1"](block.norm2(x))))
+    slot = slot.view(FRAMES, COUNT, -1)
     attention = maps.mean(0)
     order = (
         attention.view(-1, FRAMES, COUNT).sort(dim=-1, descending=True)[1].view(FRAMES, COUNT, FRAMES, COUNT)

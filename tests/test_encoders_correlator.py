@@ -10,6 +10,7 @@ from unspool.encoders.correlator import (
     Block,
     Correlator,
     Noise,
+    Some,
     holds_block,
     load_correlator,
     save_correlator,
@@ -49,9 +50,8 @@ def test_rows_of_attention_and_features_are_those_of_the_plain_block(monkeypatch
     rows = torch.tensor([9, 0, 3, 3, 10])
     q, k, v = block.projections(x)
     assert torch.allclose(block.attention(q, k, rows, None), attention[rows])
-    assert torch.allclose(block.features(x[rows], block.mixed(q, k, v, rows, None), None), features[rows])
-    silent = Noise(0, 0.0, 0.0)
-    assert torch.allclose(block.mixed(q, k, v, rows, silent), block.mixed(q, k, v, rows, None))
+    for noise in (None, Noise(0, 0.0, 0.0)):
+        assert torch.allclose(block.features(x, (q, k, v), rows, noise), features[rows])
 
 
 def test_gradients_of_chosen_rows_are_right() -> None:
@@ -61,11 +61,34 @@ def test_gradients_of_chosen_rows_are_right() -> None:
     def of(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         q, k, v = block.projections(x)
         noise = Noise(1, 0.4, 0.1)
-        return block.attention(q, k, rows, noise), block.features(
-            x[rows], block.mixed(q, k, v, rows, noise), noise
-        )
+        return block.attention(q, k, rows, noise), block.features(x, (q, k, v), rows, noise)
 
     assert torch.autograd.gradcheck(of, torch.randn(5, 6, dtype=torch.float64, requires_grad=True))
+
+
+@pytest.mark.parametrize("noise", [None, Noise(1, 0.4, 0.1)])
+def test_gradients_are_those_of_the_plain_block_where_some_rows_have_none(
+    noise: Noise | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unspool.encoders.correlator.ROWS", 3)
+    block = Block(6, 2).double()
+    x = torch.randn(9, 6, dtype=torch.float64, requires_grad=True)
+    rows, weights = torch.tensor([1, 4, 8, 2, 7]), torch.tensor([[0.0], [2.0], [0.0], [0.0], [-1.0]])
+    learning = [x, *block.parameters()]
+
+    def gradients(features: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad((weights * features**2).sum(), learning)
+
+    found = gradients(block.features(x, block.projections(x), rows, noise, few=True))
+    with monkeypatch.context() as patch:  # all rows have one
+        patch.setattr("unspool.encoders.correlator.where_wanted", everywhere)
+        expected = gradients(block.features(x, block.projections(x), rows, noise, few=True))
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other)
+
+
+def everywhere(function: Any, parameters: Any, rows: int, *inputs: torch.Tensor) -> Any:
+    return function(Some(torch.arange(rows), rows), *inputs)
 
 
 def test_noise_keeps_as_many_as_it_says_and_the_mean() -> None:

@@ -255,7 +255,7 @@ def test_rows_that_are_not_finite_are_refused_by_number(algorithm: str) -> None:
     crowded=st.sampled_from([0.0, 1.0]),
     seed=st.integers(0, 9),
 )
-def test_rows_are_smoothed_by_tiles_as_by_one_product(
+def test_rows_are_smoothed_by_runs_as_by_one_product(
     count: int, groups: int, crowded: float, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -264,7 +264,8 @@ def test_rows_are_smoothed_by_tiles_as_by_one_product(
     near.fill_diagonal_(True)
     rows = torch.rand(count, 11, generator=generator, dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "TILE", 4)
+        patch.setattr(module, "RUN", 2)
+        patch.setattr(module, "ADDED", 4)
         patch.setattr(module, "CROWDED", crowded)
         patch.setattr("unspool.ops.divergence.COLUMNS", 4)
         found = module._smoothed(rows, near, "kl")

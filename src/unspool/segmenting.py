@@ -338,7 +338,7 @@ def _fused(tokens: Tensor, chosen: Tensor, correlator: Correlator) -> Rows:
         own = tokens[start:stop].flatten(0, 1)
         queries = block.projections(own)[0]
         every = torch.arange(len(own), device=own.device)
-        fused: Tensor = block.features(own, block.mixed(queries, keys, values, every, None), None)
+        fused: Tensor = block.features(own, (queries, keys, values), every, None)
         return fused
 
     return rows

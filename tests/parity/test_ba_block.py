@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unspool.encoders.correlator import Block, Correlator
+from unspool.encoders.correlator import Block, Correlator, Some
 
 Golden = Callable[[str], dict[str, np.ndarray]]
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
@@ -37,16 +37,17 @@ class Recorded:
             for name, key in (("attention", "attn"), ("proj", "proj"), ("mlp1", "mlp1"), ("mlp2", "mlp2"))
         }
 
-    def __call__(self, name: str, values: Tensor) -> Tensor:
+    def __call__(self, name: str, values: Tensor, some: Some | None = None) -> Tensor:
         kind = name.split(maxsplit=1)[0]
-        return values * self.masks[kind] / (0.6 if kind == "attention" else 0.8)
+        mask = self.masks[kind] if some is None else self.masks[kind][..., some.places, :]
+        return values * mask / (0.6 if kind == "attention" else 0.8)
 
 
 def run(block: Block, x: Tensor, noise: Recorded | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Output, attention of all heads, and their mean, of one clip."""
     q, k, v = block.projections(x)
     rows = torch.arange(len(x))
-    y = block.features(x, block.mixed(q, k, v, rows, noise), noise)
+    y = block.features(x, (q, k, v), rows, noise)
     return y, block.probabilities(q, k, noise, "0"), block.attention(q, k, rows, noise)
 
 

@@ -6,8 +6,11 @@ src/model/attention.py, model_cluster.py); losses are in `methods/ba.py`, cluste
 
 from __future__ import annotations
 
+import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +26,7 @@ from unspool.errors import UsageError, WeightsError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 ROWS = 128  # of attention, at a time
+KEPT = 80 << 20  # bytes of the heads' attention that are kept for a gradient
 OWN = ("temporal_transformer.", "temporal_embedding", "heads", "features")  # tensors of a correlator
 
 
@@ -34,19 +38,31 @@ class Noise:
     attention: float  # probability to drop
     rest: float
 
-    def __call__(self, name: str, values: Tensor) -> Tensor:
+    def __call__(self, name: str, values: Tensor, some: Some | None = None) -> Tensor:
         """`values`, some dropped, the others scaled up; names of attention begin so.
 
-        Random bits are drawn 64 at a time, for four values: drawing is most of what dropout costs.
+        `some`: the rows that `values` holds, of those that the mask is drawn for. Random bits are drawn 64 at
+        a time, for four values: drawing is most of what dropout costs.
         """
         drop = self.attention if name.startswith("attention") else self.rest
         if not drop:
             return values
+        shape = values.shape if some is None else (*values.shape[:-2], some.of, values.shape[-1])
         generator = torch.Generator(values.device).manual_seed(self.seed ^ zlib.crc32(name.encode()))
-        words = torch.empty(-(-values.numel() // 4), dtype=torch.int64, device=values.device)
+        words = torch.empty(-(-math.prod(shape) // 4), dtype=torch.int64, device=values.device)
         bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)
-        kept = bits[: values.numel()].view(values.shape) >= round(drop * 2**16) - 2**15
+        kept = bits[: math.prod(shape)].view(shape) >= round(drop * 2**16) - 2**15
+        if some is not None:
+            kept = kept[..., some.places, :]
         return values * kept.to(values.dtype).div_(1 - drop)
+
+
+@dataclass(frozen=True)
+class Some:
+    """Some of the rows that are computed together. Each comes out the same without the others."""
+
+    places: Int64[Tensor, " r"]  # rising
+    of: int  # rows
 
 
 Heads = Float[Tensor, "heads n d"]
@@ -74,49 +90,70 @@ class Block(nn.Module):
         return qkv[0], qkv[1], qkv[2]
 
     def probabilities(
-        self, q: Float[Tensor, "heads r d"], k: Heads, noise: Noise | None, name: str
+        self,
+        q: Float[Tensor, "heads r d"],
+        k: Heads,
+        noise: Noise | None,
+        name: str,
+        some: Some | None = None,
     ) -> Float[Tensor, "heads r n"]:
         """softmax(q k^T / sqrt d) of some queries (Eq. 1), after dropout."""
-        weights = torch.softmax(q @ k.transpose(1, 2) * self.scale, dim=-1)
-        return weights if noise is None else noise(f"attention {name}", weights)
+        weights = torch.softmax((q * self.scale) @ k.transpose(1, 2), dim=-1)
+        return weights if noise is None else noise(f"attention {name}", weights, some)
 
     def attention(
         self, q: Heads, k: Heads, rows: Int64[Tensor, " r"], noise: Noise | None
     ) -> Float[Tensor, "r n"]:
-        """A of some queries, some at a time; what a gradient needs of the heads is computed again."""
+        """A of some queries, some at a time; the heads' own are kept for a gradient, or computed again."""
 
         def mean(some: Tensor, k: Tensor, name: str) -> Tensor:
-            return self.probabilities(some, k, noise, name).mean(0)
+            return self.probabilities(some, k, noise, name).sum(0) / self.heads
 
         parts = torch.split(q[:, rows], ROWS, dim=1)
-        return torch.cat([again(mean, part, k, str(i)) for i, part in enumerate(parts)])
-
-    def mixed(
-        self, q: Heads, k: Heads, v: Heads, rows: Int64[Tensor, " r"], noise: Noise | None
-    ) -> Float[Tensor, "r c"]:
-        """A V of some queries (Eq. 1), heads side by side."""
-        if noise is None:
-            found = scaled_dot_product_attention(q[None, :, rows], k[None], v[None], scale=self.scale)[0]
-            return found.transpose(0, 1).flatten(1)
-
-        def product(some: Tensor, k: Tensor, v: Tensor, name: str) -> Tensor:
-            return self.probabilities(some, k, noise, name) @ v
-
-        parts = torch.split(q[:, rows], ROWS, dim=1)
-        found = torch.cat([again(product, part, k, v, str(i)) for i, part in enumerate(parts)], dim=1)
-        return found.transpose(0, 1).flatten(1)
+        kept = KEPT // (ROWS * k.shape[:2].numel() * k.element_size())  # parts
+        found = []
+        for number, part in enumerate(parts):
+            call = mean if number < kept else partial(again, mean)
+            found.append(call(part, k, str(number)))
+        return torch.cat(found)
 
     def features(
-        self, x: Float[Tensor, "r c"], mixed: Float[Tensor, "r c"], noise: Noise | None
+        self,
+        x: Float[Tensor, "n c"],
+        projections: tuple[Heads, Heads, Heads],
+        rows: Int64[Tensor, " r"],
+        noise: Noise | None,
+        *,
+        few: bool = False,
     ) -> Float[Tensor, "r c"]:
-        """F_v: the block's output for tokens x whose attention gathered `mixed`."""
+        """F_v: the block's output for some tokens of x. `few`: of these few will have a gradient."""
+        q, k, v = projections
+        if noise is None and not few:
+            every = Some(torch.arange(len(rows), device=rows.device), len(rows))
+            return self._output(None, "", every, x[rows], q[:, rows], k, v)
+        after = (self.attn["proj"], self.norm2, self.mlp)
+        learning = [each for module in after for each in module.parameters()]
+        parts = []
+        for number, part in enumerate(torch.split(rows, ROWS if noise else max(len(rows), 1))):
+            output = partial(self._output, noise, f"few {number}" if few else str(number))
+            parts.append(where_wanted(output, learning, len(part), x[part], q[:, part], k, v))
+        return torch.cat(parts)
+
+    def _output(
+        self, noise: Noise | None, name: str, some: Some, x: Tensor, q: Tensor, k: Tensor, v: Tensor
+    ) -> Tensor:
         drop = noise or _kept
-        x = x + drop("proj", self.attn["proj"](mixed))
-        hidden = drop("mlp1", gelu(self.mlp["fc1"](self.norm2(x))))
-        return x + drop("mlp2", self.mlp["fc2"](hidden))
+        x, q = x[some.places], q[:, some.places]
+        if noise is None:  # A V (Eq. 1)
+            mixed = scaled_dot_product_attention(q[None], k[None], v[None], scale=self.scale)[0]
+        else:
+            mixed = self.probabilities(q, k, noise, name, some) @ v
+        x = x + drop(f"proj {name}", self.attn["proj"](mixed.transpose(0, 1).flatten(1)), some)
+        hidden = drop(f"mlp1 {name}", gelu(self.mlp["fc1"](self.norm2(x))), some)
+        return x + drop(f"mlp2 {name}", self.mlp["fc2"](hidden), some)
 
 
-def _kept(name: str, values: Tensor) -> Tensor:
+def _kept(name: str, values: Tensor, some: Some) -> Tensor:
     return values
 
 
@@ -125,6 +162,38 @@ def again(function: Any, *inputs: Any) -> Tensor:
     if not torch.is_grad_enabled():
         return function(*inputs)  # type: ignore[no-any-return]
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+
+
+def where_wanted(function: Any, parameters: Sequence[Tensor], rows: int, *inputs: Tensor) -> Tensor:
+    """function(Some, *inputs) of all rows, and once more, for its gradient, of those rows that have one.
+
+    A hinge gives most rows that it compares none. `parameters`: what else the function learns with.
+    """
+    found: Tensor = _WhereWanted.apply(function, rows, len(inputs), *inputs, *parameters)
+    return found
+
+
+class _WhereWanted(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, function: Any, rows: int, count: int, *given: Tensor) -> Tensor:
+        ctx.function, ctx.rows, ctx.parameters = function, rows, given[count:]
+        ctx.save_for_backward(*given[:count])
+        every = torch.arange(rows, device=given[0].device)
+        return function(Some(every, rows), *given[:count])  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (wanted,) = gradient.any(1).nonzero(as_tuple=True)
+        needed = ctx.needs_input_grad[3:]
+        inputs = [one.detach() for one in ctx.saved_tensors]
+        given = [*inputs, *ctx.parameters]
+        for one, learns in zip(inputs, needed, strict=False):
+            one.requires_grad_(learns)
+        with torch.enable_grad(), torch.autocast(gradient.device.type, enabled=False):
+            found = ctx.function(Some(wanted, ctx.rows), *inputs)
+        learning = [one for one, learns in zip(given, needed, strict=True) if learns]
+        gradients = iter(torch.autograd.grad(found, learning, gradient[wanted]))
+        return None, None, None, *(next(gradients) if learns else None for learns in needed)
 
 
 @dataclass(frozen=True)
@@ -147,11 +216,10 @@ class Attended:
         rows = self.block.attention(self.q, self.k, self.patches[tokens], noise)
         return rows if len(self.patches) == rows.shape[1] else rows[:, self.patches]
 
-    def features(self, tokens: Int64[Tensor, " r"]) -> Float[Tensor, "r c"]:
-        """F_v of some tokens."""
-        rows = self.patches[tokens]
-        mixed = self.block.mixed(self.q, self.k, self.v, rows, self.noise)
-        return self.block.features(self.sequence[rows], mixed, self.noise)
+    def features(self, tokens: Int64[Tensor, " r"], *, few: bool = False) -> Float[Tensor, "r c"]:
+        """F_v of some tokens. `few`: of these few will have a gradient."""
+        projections = (self.q, self.k, self.v)
+        return self.block.features(self.sequence, projections, self.patches[tokens], self.noise, few=few)
 
 
 class Correlator(nn.Module):
@@ -244,8 +312,7 @@ class Correlator(nn.Module):
             own = (
                 None if noise is None else Noise(noise.seed + (number + 1 << 20), noise.attention, noise.rest)
             )
-            projected = block.projections(sequence)
-            sequence = block.features(sequence, block.mixed(*projected, every, own), own)
+            sequence = block.features(sequence, block.projections(sequence), every, own)
         q, k, v = last.projections(sequence)
         return Attended(last, frames, places, sequence, q, k, v, noise, noisy)
 

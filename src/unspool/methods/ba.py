@@ -122,7 +122,8 @@ class Learner(Correlator):
         with torch.autocast(clip.device.type, enabled=False):
             for number, of_clip in enumerate(maps):
                 leading = classes[0][number] if classes else None
-                noise = Noise(draws.seed + number, *config.dropout) if self.training else None
+                noisy = self.training and any(config.dropout)
+                noise = Noise(draws.seed + number, *config.dropout) if noisy else None
                 attended = self.attend(self.embedded(of_clip), leading, noise, noisy=config.noisy_attention)
                 parts.append(
                     objective(attended, (of_clip.shape[-2], of_clip.shape[-1]), draws.positions, config)
@@ -198,12 +199,23 @@ class Sets:
 
     def pooled(self) -> tuple[Int64[Tensor, " r"], Sets]:
         """Every token that occurs, once; and the sets as places among these."""
-        every = torch.cat([self.queries, self.positive.flatten(), self.negative.flatten()])
-        pool, places = torch.unique(every, return_inverse=True)
-        queries, positive, negative = places.split(
-            [len(self.queries), self.positive.numel(), self.negative.numel()]
+        pool = torch.cat(self.near_and_far())
+        return pool, self.among(pool)
+
+    def near_and_far(self) -> tuple[Int64[Tensor, " r"], Int64[Tensor, " s"]]:
+        """Queries and positives, each once; and tokens that are negatives only: most pass their hinge."""
+        near = torch.unique(torch.cat([self.queries, self.positive.flatten()]))
+        far = torch.unique(self.negative)
+        return near, far[~torch.isin(far, near)]
+
+    def among(self, pool: Int64[Tensor, " r"]) -> Sets:
+        """The sets as places in a pool that holds each of their tokens once."""
+        order = pool.argsort()
+        queries, positive, negative = (
+            order[torch.searchsorted(pool[order], each)]
+            for each in (self.queries, self.positive, self.negative)
         )
-        return pool, Sets(queries, positive.view_as(self.positive), negative.view_as(self.negative))
+        return Sets(queries, positive, negative)
 
 
 def semantic_sets(rows: Float[Tensor, "q t n"], queries: Int64[Tensor, " q"], config: Config) -> Sets:
@@ -267,8 +279,10 @@ def released_losses(
         rows = attended.attention(queries).view(len(queries), attended.frames, count)
     parts = {}
     if config.semantic:
-        pool, sets = semantic_sets(rows, queries, config).pooled()
-        parts["semantic"] = semantic_loss(attended.features(pool), sets, config.hinges)
+        sets = semantic_sets(rows, queries, config)
+        near, far = sets.near_and_far()
+        features = torch.cat([attended.features(near), attended.features(far, few=True)])
+        parts["semantic"] = semantic_loss(features, sets.among(torch.cat([near, far])), config.hinges)
     if config.motion:
         pool, sets = motion_sets(rows, queries, config).pooled()
         parts["motion"] = motion_loss(motion_maps(attended, pool, grid, config), sets, len(positions), config)

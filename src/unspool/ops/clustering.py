@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import embedding_bag, pad
 
 from unspool.errors import UsageError
 from unspool.ops.divergence import COLUMNS, Compared, Distance, compared, head_mean_attention, slices
@@ -28,8 +28,9 @@ from unspool.ops.divergence import COLUMNS, Compared, Distance, compared, head_m
 Rows = Callable[[int, int], Float[Tensor, "n m"]]  # rows of frames start, ..., stop - 1
 LEADERS = (16, 256)  # fewest and most candidates whose distances are made together
 EPS = 1e-10  # least attention: as released, one zero would take nearly every token
-TILE = 64  # rows of a tile, and columns, when near rows are added up
-CROWDED = 0.5  # share of mixed tiles from which one product of all pairs is faster
+RUN = 8  # rows that are added up once, and runs of these
+CROWDED = 0.4  # share of all pairs that remain to be added from which one product is faster
+ADDED = 128  # columns of rows that are added up, at a time: what the processor's cache holds
 PASSES = 10_000  # at most, as released
 ASSIGNING = 0.15  # share of the time that the last step takes, about
 
@@ -270,22 +271,15 @@ def _smoothed(
 ) -> Float[Tensor, "n m"]:
     """Each row's near rows, added up and brought to the sum 1 (`kl`), or their mean.
 
-    Rows that are near each other are put side by side; most tiles of the matrix of pairs are then all near,
-    and add the sum of a tile's rows, or none near, and add nothing. Products are made for the others.
+    Rows that are near each other are put side by side; a set of near rows is then runs, whose sums are made
+    once, and single rows. Where too many remain to be added, one product of all pairs is made.
     """
     order = _side_by_side(near)
-    tiles = -(-len(rows) // TILE)
-    beyond = tiles * TILE - len(rows)
-    pairs = pad(near[order][:, order], (0, beyond, 0, beyond))
-    counts = pairs.view(tiles, TILE, tiles, TILE).sum((1, 3))
-    heights = pairs.new_full((tiles,), TILE, dtype=torch.int64)
-    heights[-1] -= beyond
-    full = counts == heights[:, None] * heights
-    mixed = ((counts > 0) & ~full).cpu()
-    if mixed.sum() > CROWDED * mixed.numel():
+    sets = _as_runs(near[order][:, order])
+    if sets.sum() > CROWDED * near.numel():
         smooth = _added(near.to(rows.dtype), rows)
     else:
-        smooth = _added_by_tiles(rows, order, pairs.view(tiles, TILE, tiles, TILE), full, mixed)
+        smooth = _added_by_runs(rows, order, sets)
     total = smooth.sum(1) if distance == "kl" else near.sum(1)
     return smooth.div_(total[:, None])
 
@@ -297,25 +291,28 @@ def _added(weights: Float[Tensor, "n n"], rows: Float[Tensor, "n m"]) -> Float[T
     return found
 
 
-def _added_by_tiles(
+def _as_runs(pairs: Bool[Tensor, "n n"]) -> Bool[Tensor, "n members"]:
+    """What each row's set is made of: single rows, then runs, then runs of runs."""
+    parts, level = [], pad(pairs, (0, -len(pairs) % RUN**2))
+    for _ in range(2):
+        whole = level.view(len(level), -1, RUN).all(2)
+        parts.append(level & ~whole.repeat_interleave(RUN, 1))
+        level = whole
+    return torch.cat([*parts, level], dim=1)
+
+
+def _added_by_runs(
     rows: Float[Tensor, "n m"],
     order: Int64[Tensor, " n"],
-    pairs: Bool[Tensor, "tiles tile tiles tile"],
-    full: Bool[Tensor, "tiles tiles"],
-    mixed: Bool[Tensor, "tiles tiles"],
+    sets: Bool[Tensor, "n members"],
 ) -> Float[Tensor, "n m"]:
-    smooth = torch.empty_like(rows)
-    beyond = full.shape[0] * TILE - len(rows)
-    for columns in slices(rows.shape[1]):
-        part = pad(rows[order, columns], (0, 0, 0, beyond)).view(-1, TILE, rows[:, columns].shape[1])
-        sums = full.to(rows.dtype) @ part.sum(1)
-        found = sums[:, None].expand(-1, TILE, -1).clone()
-        for tile, own in enumerate(mixed):
-            (others,) = own.nonzero(as_tuple=True)
-            if len(others):
-                weights = pairs[tile][:, others].flatten(1).to(rows.dtype)
-                found[tile].addmm_(weights, part[others].flatten(0, 1))
-        smooth[order, columns] = found.flatten(0, 1)[: len(rows)]
+    smooth, starts = torch.empty_like(rows), pad(sets.sum(1).cumsum(0), (1, 0))
+    members = sets.flatten().nonzero()[:, 0].remainder_(sets.shape[1])
+    for columns in slices(rows.shape[1], ADDED):
+        singles = pad(rows[order, columns], (0, 0, 0, -len(rows) % RUN**2))
+        runs = singles.view(-1, RUN, singles.shape[1]).sum(1)
+        table = torch.cat([singles, runs, runs.view(-1, RUN, singles.shape[1]).sum(1)])
+        smooth[order, columns] = embedding_bag(members, table, starts, mode="sum", include_last_offset=True)
     return smooth
 
 
@@ -363,8 +360,7 @@ def assign(
 
 def nearest(rows: Float[Tensor, "n m"], centres: Compared) -> Int64[Tensor, " n"]:
     """The number of the nearest centre of each row, the lowest of equals."""
-    own = compared(rows, centres.distance, hold=False, centre=centres.centre)
-    return own.to_centres(centres).argmin(1)
+    return centres.from_rows(rows).argmin(1)
 
 
 @torch.no_grad()
@@ -410,9 +406,10 @@ def _with_distances(
     centres = compared(centroids, how.distance)
     found = []
     for span in windows(frames, how):
-        own = compared(rows(*span), how.distance, hold=False, centre=centres.centre)
-        found.append([(own.to_centres(centres) + own.own[:, None])])
-    distances = torch.cat([one for (one,) in found])
+        part = rows(*span)
+        own = compared(part, how.distance, hold=False, centre=centres.centre).own
+        found.append(centres.from_rows(part) + own[:, None])
+    distances = torch.cat(found)
     return distances.argmin(1), distances.amin(1)
 
 

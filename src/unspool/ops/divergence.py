@@ -25,7 +25,7 @@ from torch.nn.functional import normalize
 
 Distance = Literal["kl", "cosine", "euclidean"]
 COLUMNS = 2048  # of the rows that are compared, in a product
-ROWS = 256  # of attention, at a time
+ROWS = 128  # of attention, at a time
 
 
 def symmetric_kl(x: Float[Tensor, "n m"], y: Float[Tensor, "k m"]) -> Float[Tensor, "n k"]:
@@ -85,12 +85,14 @@ class Compared:
             found.addmm_(a, dual.T)
         return found
 
-    def to_centres(self, centres: Compared) -> Float[Tensor, "n k"]:
-        """D to each of other rows, less h of the own: what decides the nearest. One centre row for both."""
-        found = centres.own.expand(len(self.own), -1).clone()
-        for (a, dual), (centre_a, centre_dual) in zip(self.slices(), centres.slices(), strict=True):
-            found.addmm_(a, centre_dual.T, alpha=-1)
-            found.addmm_(dual, centre_a.T, alpha=-1)
+    def from_rows(self, rows: Float[Tensor, "n m"]) -> Float[Tensor, "n k"]:
+        """D from other rows to these, less h of the others: what decides the nearest."""
+        other = primal(rows, self.distance)
+        found = self.own.expand(len(rows), -1).clone()
+        for columns, (a, dual) in zip(slices(rows.shape[1]), self.slices(), strict=True):
+            part = other[:, columns]
+            found.addmm_(part, dual.T, alpha=-1)
+            found.addmm_(_dual(part, self.centre[columns], self.distance), a.T, alpha=-1)
         return found
 
 
@@ -110,20 +112,21 @@ def compared(
     own = a.new_zeros(len(a))
     for columns in slices(a.shape[1]):
         part = _dual(a[:, columns], centre[columns], distance)
-        own += (a[:, columns] * part).sum(1)
+        own += torch.einsum("nc,nc->n", a[:, columns], part)
         if dual is not None:
             dual[:, columns] = part
     return Compared(a, dual, own, centre, distance)
 
 
 def _dual(a: Float[Tensor, "n c"], centre: Float[Tensor, " c"], distance: Distance) -> Float[Tensor, "n c"]:
-    return (a.log() if distance == "kl" else a) - centre
+    return a.log().sub_(centre) if distance == "kl" else a - centre
 
 
-def slices(columns: int) -> Iterator[slice]:
-    """All columns, COLUMNS at a time."""
-    for start in range(0, columns, COLUMNS):
-        yield slice(start, start + COLUMNS)
+def slices(columns: int, width: int | None = None) -> Iterator[slice]:
+    """All columns, `width` at a time; None: COLUMNS."""
+    width = width or COLUMNS
+    for start in range(0, columns, width):
+        yield slice(start, start + width)
 
 
 # --------------------------------------------------------------------------------------- attention
