@@ -98,6 +98,22 @@ def test_a_changed_file_is_an_error_at_the_next_clip(videos: tuple[Footage, ...]
         decoder.read(videos[0], [0], 64)
 
 
+def test_a_file_that_changes_as_it_is_opened_is_an_error(
+    videos: tuple[Footage, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = module.open_video
+
+    def late(source: str, **options: int) -> object:
+        kept = Path(source).stat()
+        write_video(tmp_path / "videos/file.mp4", videos[0].frames)  # as many frames of another coding
+        os.utime(source, ns=(kept.st_atime_ns, kept.st_mtime_ns + 1))
+        return opened(source, **options)
+
+    monkeypatch.setattr(module, "open_video", late)
+    with pytest.raises(DataError, match="has changed"):
+        Decoder().read(videos[0], [0], 64)
+
+
 def test_a_video_with_fewer_frames_than_counted_is_an_error(videos: tuple[Footage, ...]) -> None:
     claimed = Footage(videos[0].source, "file.mp4", 20, 32, 48, 10.0, stamp=videos[0].stamp)
     with pytest.raises(VideoError, match="has 12 frames that can be decoded, not 20"):

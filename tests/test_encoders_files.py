@@ -43,7 +43,10 @@ def resnet_state(prefix: str = "") -> dict[str, Tensor]:
 @torch.inference_mode()
 def test_what_is_saved_is_what_is_loaded(tmp_path: Path, padding: Any) -> None:
     encoder = ResNetEncoder(resnet18_stride8(padding), name="own", head=DulHead()).eval()
-    save_encoder(encoder, tmp_path / "encoder.safetensors")
+    save_encoder(encoder, str(tmp_path / "encoder.safetensors"))
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert (tmp_path / "encoder.safetensors").stat().st_mode == plain.stat().st_mode  # others may read it
     again = load_encoder(tmp_path / "encoder.safetensors", device="cpu")
     for wish in ("tokens", "layer3", "head"):
         assert torch.equal(again(IMAGES, want=(wish,))[wish], encoder(IMAGES, want=(wish,))[wish])

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from make_result import Clip, make_result
 
+from unspool import page_server
+from unspool.cli import main
 from unspool.errors import UsageError
 from unspool.page_server import Server, serve
 
@@ -122,6 +124,17 @@ def test_view_refuses_three_results_and_a_port_in_use(tmp_path: Path, served: Ca
         serve([folder] * 3)
     with pytest.raises(UsageError, match="choose another"):
         serve([folder], port=served(folder).server_address[1])
+
+
+def test_the_browser_may_stay_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    asked: list[bool] = []
+    monkeypatch.setattr(page_server, "view", lambda folders, port, open_browser: asked.append(open_browser))
+    for more in ([], ["--no-open-browser"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["view", str(tmp_path), *more])
+        assert not ended.value.code
+    assert asked == [True, False]
 
 
 def test_ctrl_c_ends_view_quietly(tmp_path: Path) -> None:

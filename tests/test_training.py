@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 import torch
-from make_training import assert_equal_states, order, read_lines, state, write_noise, write_videos
+from make_training import HELD_OUT, assert_equal_states, order, read_lines, state, write_noise, write_videos
 
 from unspool import DataError, OutputError, UnspoolError, UnspoolWarning, UsageError, load_encoder
 from unspool.methods import dul
 from unspool.training import Rhythm, checkpoints
+from unspool.training.settings import resolve
 from unspool.verbs.train import Order, carry_out, describe
 
 Events = list[dict[str, Any]]
@@ -246,6 +247,40 @@ def test_a_signal_while_frames_are_decoded_ends_the_run(tmp_path: Path, videos: 
     assert [e["done"] for e in events if e["event"] == "storing"] == [1, 2]
     assert json.loads((tmp_path / "a/run.json").read_text())["status"] == "interrupted"
     assert run(order(tmp_path / "a", videos))[0] == 0
+
+
+def test_a_signal_during_the_first_validation_ends_the_run_which_then_begins_with_it(
+    tmp_path: Path, videos: Path
+) -> None:
+    rhythm = Rhythm(validate_every=3)
+    wanted = order(tmp_path / "a", videos, steps=3, rhythm=rhythm)
+    events: Events = []
+
+    def report(event: dict[str, Any]) -> None:
+        events.append(event)
+        if event["event"] == "stage":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert carry_out(wanted, report, []) == 130
+    told = [(e["stage"], e["done"], e["total"]) for e in events if e["event"] == "stage"]
+    assert told == [("validating", 1, HELD_OUT.clips)]
+    assert not [e for e in events if e["event"] == "validated"]
+    assert json.loads((tmp_path / "a/run.json").read_text())["status"] == "interrupted"
+    assert run(wanted)[0] == 0
+    run(order(tmp_path / "whole", videos, steps=3, rhythm=rhythm))
+    assert [line["step"] for line in read_lines(tmp_path / "a")] == [0, 1, 2, 3, 3]
+    assert_equal_states(state(tmp_path / "whole"), state(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("method", ["timet", "ba"])
+def test_a_method_that_starts_from_an_encoder_says_so_before_it_leaves_anything(
+    tmp_path: Path, videos: Path, method: str
+) -> None:
+    wanted = order(tmp_path / "a", videos)
+    wanted = replace(wanted, settings=resolve(method, None, None, [], {}))
+    with pytest.raises(UsageError, match="--model"):
+        run(wanted)
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_finished_run_is_not_repeated(tmp_path: Path, videos: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from unspool.encoders import Encoder, load_encoder
 from unspool.encoders.checkpoints import vit_architecture, vit_sizes
@@ -107,7 +107,7 @@ def write_timm(model: str, folder: Path) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     with written_whole(folder / "model.safetensors") as part:
-        save_file(state, part, metadata={"format": "pt"})
+        part.write_bytes(save(state, metadata={"format": "pt"}))
     write_json(folder / "config.json", config)
 
 

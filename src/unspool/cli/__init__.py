@@ -147,7 +147,7 @@ def export(
 
     Example: `unspool export unspool-track-clip --to prores -o mattes`
 
-    Example: `unspool export --to timm --model runs/a -o encoder`
+    Example: `unspool export --to timm --model runs/tuned -o encoder`
 
     Parameters
     ----------
@@ -217,7 +217,14 @@ def models(name: str | None = None, /) -> int:
 
 
 @app.command
-def view(result: Path, other: Path | None = None, /, *, port: int = 0, open_browser: bool = True) -> int:
+def view(
+    result: Path,
+    other: Path | None = None,
+    /,
+    *,
+    port: int = 0,
+    open_browser: Annotated[bool, Parameter(negative="--no-open-browser")] = True,
+) -> int:
     """Show one result, or two side by side, in the browser; served on this machine only.
 
     Example: `unspool view unspool-track-clip`

@@ -38,7 +38,7 @@ class TrainOptions:
     epochs: Annotated[int | None, Parameter(group=LEARNING)] = None
     "How often every video is seen. Default: the preset's."
     model: Annotated[str | None, Parameter(group=LEARNING)] = None
-    "Weights to start from; default: random ones. For ba the frozen encoder, which must be named."
+    "Weights to start from; dul alone has random ones by default. For ba the encoder that stays as it is."
     settings: Annotated[list[str] | None, Parameter(name="--set", group=LEARNING)] = None
     "One setting, TABLE.KEY=VALUE; repeatable. E.g. `--set dul.learning_rate=2e-4`."
     config: Annotated[Path | None, Parameter(group=LEARNING)] = None

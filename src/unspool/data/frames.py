@@ -85,11 +85,17 @@ class Decoder:
             yield shrink(image, short_side)
 
     def _images(self, video: Footage, wanted: Iterable[int]) -> Iterator[Picture]:
-        if video.scene is None:
-            refuse_change(video)
+        if video.scene is not None:
+            yield from pick(self._video(video), video, wanted)
+            return
+        refuse_change(video)
+        yield from self._images_of_files(video, wanted)
+        refuse_change(video)  # between the look before and the opening
+
+    def _images_of_files(self, video: Footage, wanted: Iterable[int]) -> Iterator[Picture]:
         if video.span[1]:
             yield from images_of_sample(video, wanted)
-        elif video.scene is None and Path(video.source).is_dir():
+        elif Path(video.source).is_dir():
             frames = frames_of(Path(video.source))
             for index in wanted:
                 yield sized(video, read_still(place(frames[index])))

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from unspool.errors import OutputError, WeightsError
@@ -266,7 +266,7 @@ def weights_hash(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def save_encoder(encoder: nn.Module, path: Path, beside: State | None = None) -> None:
+def save_encoder(encoder: nn.Module, path: str | Path, beside: State | None = None) -> None:
     """Write an encoder as a safetensors file that `load_encoder` takes, whole or not at all.
 
     `beside`: tensors of what stands on the encoder, which `tensors_named` reads.
@@ -281,9 +281,10 @@ def save_encoder(encoder: nn.Module, path: Path, beside: State | None = None) ->
     }
     state = {**encoder.state_dict(), **(beside or {})}
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(tensors, unfinished, metadata=facts)
+        unfinished.write_bytes(save(tensors, metadata=facts))  # `save_file` leaves it to its owner alone
         unfinished.replace(path)
     except (OSError, SafetensorError) as error:
         raise OutputError(

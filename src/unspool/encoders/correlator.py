@@ -363,7 +363,7 @@ def load_correlator(
     return _ready(correlator, encoder)
 
 
-def save_correlator(correlator: Correlator, path: Path) -> None:
+def save_correlator(correlator: Correlator, path: str | Path) -> None:
     """Write encoder and block as one safetensors file, which `load_encoder` and `load_correlator` take."""
     own = {k: v for k, v in correlator.state_dict().items() if k.startswith(OWN)}
     own["heads"] = torch.tensor(correlator.blocks[0].heads)

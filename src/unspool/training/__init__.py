@@ -104,7 +104,8 @@ def train(run: Course) -> None:
     watch = Watch(run)
     with _journal(run), closing(_batches(run)) as batches:
         if run.saved < 0 and run.rhythm.validate_every:  # what learning starts from
-            validate(run)
+            if not validate(run):
+                return
             save(run)
         while trainer.done < trainer.steps:
             drawn, trouble = _draw(run, batches)
@@ -283,18 +284,48 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def validate(run: Course) -> None:
-    """Score what is learnt so far, on the first process; the others wait."""
-    started = perf_counter()
-    run.trainer.processes.first(lambda: _validate(run))
+class CutOffError(Exception):
+    """Asked to stop before anything was learnt."""
+
+
+def validate(run: Course) -> bool:
+    """Score what is learnt so far, on the first process; the others wait. False: stopped before step 1."""
+    started, cut = perf_counter(), False
+
+    def score() -> None:
+        nonlocal cut
+        try:
+            _validate(run)
+        except CutOffError:
+            cut = True
+
+    run.trainer.processes.first(score)
     run.meter.beside += perf_counter() - started
+    return not run.trainer.processes.any(cut, False)[0]
 
 
 def _validate(run: Course) -> None:
     if run.validation is None or run.journal is None:
         return
-    trainer = run.trainer
-    scores = run.validation(trainer.encoder().to(trainer.processes.device), trainer.done)
+    trainer, started = run.trainer, perf_counter()
+
+    def told(clips: int, total: int, frames: int) -> None:
+        if run.stop.is_set() and not trainer.done:
+            raise CutOffError
+        seconds = max(perf_counter() - started, 1e-3)
+        run.report(
+            {
+                "event": "stage",
+                "video": f"step {trainer.done:,}",
+                "stage": "validating",
+                "done": clips,
+                "total": total,
+                "frames_per_second": round(frames / seconds, 2),
+                "seconds_left": round(seconds * (total - clips) / max(clips, 1)),
+            }
+        )
+
+    scores = run.validation(trainer.encoder().to(trainer.processes.device), trainer.done, told)
     better = trainer.best is None or scores["J"] > trainer.best["J"]
     if better:
         trainer.best = {"step": trainer.done, **scores}

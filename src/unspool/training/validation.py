@@ -7,7 +7,7 @@ them into objects: by K-means on its attention, as its thresholds mean nothing b
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,12 @@ class Validation:
         self.held_out, self.pictures = held_out, pictures
         self._clips: list[_Clip] = []
 
-    def __call__(self, model: Encoder | Correlator, step: int) -> dict[str, float]:
+    def __call__(
+        self, model: Encoder | Correlator, step: int, told: Callable[[int, int, int], None] | None = None
+    ) -> dict[str, float]:
         """J, F and their mean, 0..1, and a picture of the first clips.
+
+        `told` hears, clip by clip, how many are scored, of how many, and their frames.
 
         Of an encoder by `davis17-semi`, labels travelling by DUL's protocol; of a correlator by
         `davis17-unsup`, and `clusters`: how many the published procedure finds in a clip, on average.
@@ -87,7 +91,11 @@ class Validation:
             self._clips = [_rendered(scene) for scene in self.held_out.scenes()]
         cutting = isinstance(model, Correlator)
         rule, labelled = PROTOCOLS[CUT if cutting else CARRIED], _cut if cutting else _carried
-        shown = [list(labelled(clip, model)) for clip in self._clips]
+        shown: list[list[Labels]] = []
+        for clip in self._clips:
+            shown.append(list(labelled(clip, model)))
+            if told:
+                told(len(shown), len(self._clips), sum(map(len, shown)))
         scored = [rule.score(own, clip.truth) for own, clip in zip(shown, self._clips, strict=True)]
         self._draw(self.pictures / f"step-{step:06d}.jpg", shown)
         if not (self.pictures / "truth.jpg").exists():

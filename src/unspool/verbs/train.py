@@ -65,7 +65,7 @@ class Order:
 
 def carry_out(order: Order, report: Report, command: Sequence[str]) -> int:
     """Train; returns the exit code: 0, or 128 and the signal that ended it. Only the first process tells."""
-    _refuse_nothing(order)
+    _refuse_at_once(order)
     processes = start(order.machines, order.settings.training.precision)
     first = processes.ranks.rank == 0
     tell = report if first else _silent
@@ -92,11 +92,14 @@ def _silent(event: Json) -> None:
     pass
 
 
-def _refuse_nothing(order: Order) -> None:
+def _refuse_at_once(order: Order) -> None:
+    """What is wrong before any video is looked at."""
     if not order.data and not order.settings.training.rendered:
         raise UsageError(
             "nothing to train on; name videos with --data VIDEOS, or --rendered 200 for rendered ones"
         )
+    if order.model is None:
+        method_named(order.settings.method).build(order.settings.config)  # some need one to start from
 
 
 def _train(
@@ -299,7 +302,7 @@ def _warnings_told(report: Report) -> Iterator[None]:
 
 def describe(order: Order, report: Report) -> int:
     """Say what would be done, with time and memory of one step, measured on a single clip."""
-    _refuse_nothing(order)
+    _refuse_at_once(order)
     settings = order.settings
     index = index_all(order.data, order.max_broken) if order.data else None
     made, videos = rendered_scenes(settings), index.videos if index else ()

@@ -114,6 +114,7 @@ def train_head(job: HeadJob, report: Report, stop: Stop) -> Json:
             raise Interrupted
 
     state = trained(train, val, classes, how, state, device, after)
+    report({"event": "note", "text": f"scoring {len(sources['val'])} pictures by two heads"})
     scored = {
         name: scores_of(weights, how, val, classes, device)
         for name, weights in (("mIoU", state.head), ("mIoU-best-on-val", state.best))

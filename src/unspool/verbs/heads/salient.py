@@ -123,6 +123,7 @@ def extract_and_score(job: SalientJob, report: Report, stop: Stop) -> Json:
     device = device_named(job.settings.device)
     classes = sources["val"].classes
     attention = (seen["train"], seen["val"])
+    report({"event": "note", "text": f"clustering tokens into {how.clusters}, then cutting and scoring"})
     found = extract(kept["train"], kept["val"], attention, classes, how, device)
     truth = np.asarray(kept["val"].labels)
     shown_maps = {i: mask.astype(np.uint8) for i, mask in enumerate(found.tuned[:SHOWN])}
