@@ -35,6 +35,16 @@ def test_prototypes_are_used_equally() -> None:
     torch.testing.assert_close(used, torch.full((8,), 50.0, dtype=torch.float64), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("m", "k", "iterations"), [(20_000, 8, 20), (4, 2000, 20), (2, 500, 30), (400, 8, 60)]
+)
+def test_many_rounds_in_float32_are_those_of_the_plain_form(m: int, k: int, iterations: int) -> None:
+    scores = cosines(m, k)
+    expected = plain_sinkhorn(scores, 0.05, iterations)
+    found = sinkhorn(scores.float(), 0.05, iterations)
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-3)
+
+
 def test_tokens_that_are_all_alike_are_shared_out_evenly() -> None:
     found = sinkhorn(torch.full((6, 4), 0.7), 0.05, 3)
     torch.testing.assert_close(found, torch.full((6, 4), 0.25))

@@ -308,6 +308,23 @@ def test_a_tracker_goes_on_where_another_was(encoder: Encoder, preset: str, done
     assert later.frames == FRAMES
 
 
+def test_what_is_kept_while_frames_are_recalled_is_what_was_kept_before(encoder: Encoder) -> None:
+    video = Moving()
+    images = list(video)
+    expected = list(track(video, video.labels(0), encoder))
+    kept = None
+    for _ in range(2):  # the second time from a tracker that has stepped no further
+        tracker = unspool.Tracker(video.labels(0), encoder, kept=kept)
+        for image in images[:3]:
+            tracker.step(image) if kept is None else tracker.recall(image)
+        kept = tracker.keep()
+    tracker = unspool.Tracker(video.labels(0), encoder, kept=kept)
+    for image in images[:3]:
+        tracker.recall(image)
+    for image, labels in zip(images[3:], expected[3:], strict=True):
+        assert np.array_equal(tracker.step(image), labels)
+
+
 def test_of_the_frames_that_are_done_only_those_still_looked_at_are_encoded() -> None:
     class Counting(Colours):
         calls = 0

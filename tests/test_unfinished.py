@@ -14,7 +14,9 @@ from PIL import Image
 from test_journeys import HEIGHT, WIDTH, Run, frame, make_clip, make_davis, make_mask, read, run
 
 from unspool import tracking
+from unspool.encoders import load_encoder
 from unspool.masks import write_mask
+from unspool.verbs.unfinished import decisive
 
 __all__ = ["run"]  # the fixture
 
@@ -71,9 +73,9 @@ def content(home: Path) -> dict[str, bytes]:
     return {**files, "done": json.dumps(done, sort_keys=True).encode()}
 
 
-def assert_as_in_one_piece(run: Run, home: Path) -> None:
+def assert_as_in_one_piece(run: Run, home: Path, *more: str) -> None:
     cut = content(home)
-    assert run(*COMMAND, "--overwrite")[0] == 0
+    assert run(*COMMAND, *more, "--overwrite")[0] == 0
     assert cut == content(home)
 
 
@@ -139,24 +141,29 @@ def test_a_stop_while_the_frames_that_are_done_are_read_again_loses_nothing(
     assert_as_in_one_piece(run, home)
 
 
-@pytest.mark.parametrize("harm", ["clip", "state", "foreign", "mask"])
+@pytest.mark.parametrize("harm", ["clip", "state", "foreign", "bare", "mask", "settings"])
 def test_what_does_not_fit_any_more_begins_anew(
     run: Run, home: Path, tmp_path: Path, stopped: Stopped, harm: str
 ) -> None:
     stopped(4)
-    state = home / "unfinished.pt"
+    state, more = home / "unfinished.pt", []
     if harm == "clip":
         make_clip(tmp_path / "clip.mp4", frames=FRAMES - 1)
     elif harm == "state":
         state.write_bytes(state.read_bytes()[:500])
     elif harm == "foreign":
         torch.save([1, 2], state)
+    elif harm == "bare":
+        torch.save({"of": torch.load(state, weights_only=True)["of"]}, state)
+    elif harm == "settings":
+        (tmp_path / "r/run.json").unlink()  # which would refuse them
+        more = ["--set", "propagation.top_k=3"]
     else:
         (home / "masks" / "00002.png").unlink()
-    code, _, err = run(*COMMAND)
+    code, _, err = run(*COMMAND, *more)
     assert code == 0, err
     assert "goes on" not in err
-    assert_as_in_one_piece(run, home)
+    assert_as_in_one_piece(run, home, *more)
 
 
 def test_a_mask_that_was_damaged_is_named_and_the_next_run_begins_anew(
@@ -206,3 +213,17 @@ def test_reading_again_is_told_as_a_stage_of_its_own(run: Run, home: Path, stopp
     tracked = [event["frame"] for event in events if event["event"] == "frame"]
     assert tracked[0] > 20
     assert tracked[-1] == FRAMES
+
+
+def test_whatever_decides_labels_is_looked_at() -> None:
+    first, second = (load_encoder("random-resnet18", device="cpu", seed=seed) for seed in (0, 1))
+    usual = decisive({"video": "a"}, {"top_k": 10}, first, "fp32", "cpu")
+    others = [
+        decisive({"video": "b"}, {"top_k": 10}, first, "fp32", "cpu"),
+        decisive({"video": "a"}, {"top_k": 9}, first, "fp32", "cpu"),
+        decisive({"video": "a"}, {"top_k": 10}, second, "fp32", "cpu"),
+        decisive({"video": "a"}, {"top_k": 10}, first, "bf16", "cpu"),
+        decisive({"video": "a"}, {"top_k": 10}, first, "fp32", "meta"),
+    ]
+    assert usual == decisive({"video": "a"}, {"top_k": 10}, first, "fp32", "auto")
+    assert all(other != usual for other in others)

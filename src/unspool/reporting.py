@@ -88,7 +88,9 @@ class Reporter:
         if self._bars.disable:
             self.say(f"{event['video']}: {length}")
         else:
-            self._tasks[event["video"]] = self._bars.add_task(event["video"], total=event["frames"], rate="")
+            self._tasks[event["video"]] = self._bars.add_task(
+                event["video"], total=event["frames"], completed=event.get("begun", 0), rate=""
+            )
         if begun := event.get("begun"):
             self.say(f"{event['video']}: goes on after frame {begun} of {event['frames']}")
         for note in event.get("notes", []):

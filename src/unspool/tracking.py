@@ -218,6 +218,8 @@ class Tracker:
 
     def keep(self) -> dict[str, Any]:
         """What another tracker needs to go on from here: numbers, lists and tensors, no features."""
+        if self.frames <= self._kept.get("frames", -1):  # not yet beyond what this one goes on from
+            return dict(self._kept)
         return {"frames": self.frames, "state": without_features(self._state)}
 
     def recall(self, image: Image) -> None:

@@ -294,8 +294,8 @@ class VideoResult:
             **({"scores": scores} if scores else {}),
             **(extra or {}),
         }
+        unfinished_path(self.folder, self.name).unlink(missing_ok=True)  # all it is for is written
         write_json(self.home / "done.json", done)
-        unfinished_path(self.folder, self.name).unlink(missing_ok=True)
         self._finished = True
         return done
 

@@ -87,7 +87,7 @@ class SegmentOptions:
     every: Annotated[int | None, Parameter(group=CUTTING)] = None
     "Segment one frame of so many; masks, overlay and tracks cover these. Default: 1."
     resolution: Annotated[str | None, Parameter(group=CUTTING)] = None
-    "Encoder's input, px: `320` (then 320x480), `192x384`, or `native`. Default: 320x480; dul-small: 160x240."
+    "Encoder's input, px: `320` (then 320x480), `192x384`, or `native`. Default: 320x480; dul-small 160x240."
     key_ratio: Annotated[float | None, Parameter(group=CUTTING)] = None
     "Share of frames that are attended to, 0..1. Default: 0.1 from 20 frames on, else 1."
     window: Annotated[int | None, Parameter(group=CUTTING)] = None

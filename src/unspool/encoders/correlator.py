@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import gelu, interpolate, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
@@ -26,7 +27,7 @@ from unspool.errors import UsageError, WeightsError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 ROWS = 128  # of attention, at a time
-KEPT = 80 << 20  # bytes of the heads' attention that are kept for a gradient
+KEPT = 80 << 20  # bytes of the heads' attention that a clip keeps for a gradient; with dropout twice as many
 OWN = ("temporal_transformer.", "temporal_embedding", "heads", "features")  # tensors of a correlator
 
 
@@ -182,6 +183,7 @@ class _WhereWanted(torch.autograd.Function):
         return function(Some(every, rows), *given[:count])  # type: ignore[no-any-return]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (wanted,) = gradient.any(1).nonzero(as_tuple=True)
         needed = ctx.needs_input_grad[3:]

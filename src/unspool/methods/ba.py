@@ -122,8 +122,8 @@ class Learner(Correlator):
         with torch.autocast(clip.device.type, enabled=False):
             for number, of_clip in enumerate(maps):
                 leading = classes[0][number] if classes else None
-                noisy = self.training and any(config.dropout)
-                noise = Noise(draws.seed + number, *config.dropout) if noisy else None
+                dropping = self.training and any(config.dropout)
+                noise = Noise(draws.seed + number, *config.dropout) if dropping else None
                 attended = self.attend(self.embedded(of_clip), leading, noise, noisy=config.noisy_attention)
                 parts.append(
                     objective(attended, (of_clip.shape[-2], of_clip.shape[-1]), draws.positions, config)

@@ -32,8 +32,9 @@ def sinkhorn(
         of_token = ((best - top) / epsilon).exp_()
         of_prototype = torch.ones_like(scores[0])
         least = torch.finfo(scores.dtype).tiny
-        for _ in range(iterations):  # sums are scaled to 1: factors that all share cancel in the end
-            of_prototype = ranks.sum(kernel.T.mv(of_token)).clamp_(min=least).reciprocal_()
-            of_token = kernel.mv(of_prototype).reciprocal_()
+        for _ in range(iterations):
+            columns = ranks.sum(kernel.T.mv(of_token))
+            of_prototype = columns.clamp_(min=least).mul_(scores.shape[1]).reciprocal_()
+            of_token = kernel.mv(of_prototype).mul_(ranks.size * len(scores)).reciprocal_()
         assigned = kernel.mul_(of_prototype)
         return assigned.div_(assigned.sum(dim=1, keepdim=True))

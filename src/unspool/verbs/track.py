@@ -27,7 +27,14 @@ from unspool.protocols.tracking import (
     video_scores,
 )
 from unspool.results import Json
-from unspool.verbs.unfinished import KEEP_EVERY, mask_again, read_again, read_unfinished, write_unfinished
+from unspool.verbs.unfinished import (
+    KEEP_EVERY,
+    decisive,
+    mask_again,
+    read_again,
+    read_unfinished,
+    write_unfinished,
+)
 from unspool.video import Video, open_video
 from unspool.video.stream import Stream
 from unspool.video_result import VideoResult, mask_path
@@ -195,7 +202,8 @@ def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warning
         length, tick = (None, video.tick) if isinstance(video, Stream) else (len(video), None)
         masks = given_masks(video, _masks(job), resize=job.resize_mask)
         notes = list(dict.fromkeys(mask.note for mask in masks.values() if mask.note))
-        earlier = read_unfinished(job.folder, job.name, identity) if length else None
+        made_by = decisive(identity, job.tracking, encoder, job.settings.precision, job.settings.device)
+        earlier = read_unfinished(job.folder, job.name, made_by) if length else None
         timings, before = (Timings(**earlier["timings"]), earlier["seconds"]) if earlier else (Timings(), 0.0)
         begun = earlier["tracker"]["frames"] if earlier else 0
         report({"event": "video", "video": job.name, "frames": length, "begun": begun, "notes": notes})
@@ -221,7 +229,7 @@ def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warning
 
             def keep() -> None:
                 spent = {"timings": asdict(timings), "seconds": before + perf_counter() - started}
-                write_unfinished(result, identity, {"tracker": tracker.keep(), **spent})
+                write_unfinished(result, made_by, {"tracker": tracker.keep(), **spent})
 
             images = timed(iter(video), timings)
             taken = _write_frames(images, truth, tracker, result, length, begun, keep, report, stop)
@@ -280,14 +288,15 @@ def _write_frames(
             event = {"event": "frame", "video": result.name, "frame": taken, "frames": length}
         result.write(image, labels, next(truth) if truth else None)
         report(event)
-        if length is None and stop.is_set():
+        stopped = stop.is_set()
+        if length is None and stopped:
             break
         if length is None or taken == length:
             continue
-        if taken > begun and (stop.is_set() or perf_counter() - saved > KEEP_EVERY):
+        if taken > begun and (stopped or perf_counter() - saved > KEEP_EVERY):
             keep()
             saved = perf_counter()
-        if stop.is_set():
+        if stopped:
             raise Interrupted
     return taken
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 from unspool import __version__
@@ -22,29 +21,39 @@ from unspool.video_result import VideoResult, mask_path, unfinished_path
 KEEP_EVERY = 30.0  # s: what a kill may cost
 
 
-def write_unfinished(result: VideoResult, identity: Json, content: Mapping[str, Any]) -> None:
-    """Keep `content` for a later run of the same job, beside all masks so far. Raises OutputError."""
+def decisive(identity: Json, tracking: Json, encoder: Any, precision: str, device: str) -> Json:
+    """All that decides labels, to the last bit: the files of a job, the settings, the model, the machine."""
+    import torch  # noqa: PLC0415 (only when work starts)
+
+    from unspool.encoders import device_named, facts_of  # noqa: PLC0415
+
+    versions = {"unspool": __version__, "torch": torch.__version__}
+    how = {"tracking": tracking, "model": facts_of(encoder), "precision": precision}
+    return {**identity, **how, **versions, "device": str(device_named(device))}
+
+
+def write_unfinished(result: VideoResult, made_by: Json, content: Mapping[str, Any]) -> None:
+    """Keep `content` for a later run, beside all masks so far; `made_by`: `decisive`. Raises OutputError."""
     import torch  # noqa: PLC0415 (only when work starts)
 
     result.settle()
     buffer = BytesIO()
-    torch.save({"of": _key(identity), **content}, buffer)
+    torch.save({"of": digest(made_by), **content}, buffer)
     with written_whole(unfinished_path(result.folder, result.name)) as part:
         part.write_bytes(buffer.getvalue())
 
 
-def read_unfinished(folder: Path, name: str, identity: Json) -> Json | None:
-    """What `write_unfinished` kept; None where there is nothing of these files, or a mask is missing."""
+def read_unfinished(folder: Path, name: str, made_by: Json) -> Json | None:
+    """What `write_unfinished` kept; None where there is nothing that was made so, or a mask is missing."""
     import torch  # noqa: PLC0415 (only when work starts)
 
     try:
         content = torch.load(unfinished_path(folder, name), map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError):
+        same, frames = content["of"] == digest(made_by), content["tracker"]["frames"]
+    except Exception:  # many kinds; a file that is not whole is one that is not there
         return None
-    if not isinstance(content, dict) or content.get("of") != _key(identity):
-        return None
-    masks = [mask_path(folder, name, index) for index in range(content["tracker"]["frames"])]
-    return content if all(mask.is_file() for mask in masks) else None
+    masks = (mask_path(folder, name, index) for index in range(frames))
+    return content if same and all(mask.is_file() for mask in masks) else None
 
 
 def mask_again(result: VideoResult, index: int) -> Labels:
@@ -71,7 +80,3 @@ def read_again(name: str, frame: int, begun: int, seconds: float) -> Json:
         "frames_per_second": round(rate, 2),
         "seconds_left": round((begun - frame) / rate),
     }
-
-
-def _key(identity: Json) -> str:
-    return digest({"unspool": __version__, **identity})
