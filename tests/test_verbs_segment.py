@@ -21,9 +21,10 @@ from unspool.encoders import load_encoder
 from unspool.encoders.correlator import save_correlator, untrained
 from unspool.errors import UsageError
 from unspool.masks import read_truth, write_mask
+from unspool.ops import clustering
 from unspool.rendered import render
 from unspool.segments import Chosen, read_hierarchy
-from unspool.verbs.segment_needs import Clock, seconds_per_product
+from unspool.verbs.segment_needs import Clock, memory_for_clustering, seconds_per_product
 from unspool.verbs.segment_settings import (
     correlator_of,
     resolve_segment_settings,
@@ -297,6 +298,27 @@ def test_the_shipped_model_sees_frames_smaller_unless_told(
     given: dict[str, str], resolution: tuple[int, int] | None
 ) -> None:
     assert segmenting_of(segmenting_record(resolve_segment_settings(given))).resolution == resolution
+
+
+def test_without_memory_named_a_window_of_all_frames_as_keys_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"model": "random-resnet18", "represent": "block", "key_ratio": 1.0, "device": "cpu"}
+    settings = resolve_segment_settings({}, None, [f"{key}={value}" for key, value in given.items()])
+    record, model = segmenting_record(settings), correlator_of(settings)
+
+    class Long:
+        height, width = 480, 854
+
+        def __len__(self) -> int:
+            return 36
+
+    found = memory_for_clustering(settings, Long(), model, record)
+    rows = torch.empty(3 * 2400, 36 * 2400, device="meta")
+    assert found is not None
+    assert clustering._hold(rows, found - found // 4) in (True, False)  # raises where it does not fit
+    with pytest.raises(UsageError, match="too little"):
+        clustering._hold(rows, segmenting_of(record).memory)
+    monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1 << 19}.get)
+    assert memory_for_clustering(settings, Long(), model, record) is None  # on a machine of 2 GB
 
 
 def test_a_key_ratio_is_a_stride() -> None:

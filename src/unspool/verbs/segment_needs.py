@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from math import ceil
 from time import perf_counter
@@ -57,11 +58,15 @@ def bytes_needed(video: Any, correlator: Any, segmenting: Json) -> tuple[int, in
 def memory_for_clustering(
     settings: SegmentSettings, video: Any, correlator: Any, segmenting: Json
 ) -> int | None:
-    """What is left of the memory. Raises UsageError naming the least that works."""
+    """What is left of the memory; where none is named, the usual amount, or what one window takes.
+
+    None where this machine has not that much. Raises UsageError where a named memory is too little.
+    """
     memory = settings.memory_each
-    if memory is None:
-        return None
     beside, least = bytes_needed(video, correlator, segmenting)
+    if memory is None:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // settings.processes
+        return max(segmenting_of(segmenting).memory, least) if SLACK * (beside + least) < there else None
     if memory < SLACK * (beside + least):
         need = ceil(settings.processes * SLACK * (beside + least) / 10**7) / 100
         raise UsageError(
