@@ -10,7 +10,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "unspool"
 FLOORS = [
     {"errors", "ops", "metrics"},
     {"video", "masks", "encoders", "rendered"},
-    {"data", "methods"},
+    {"data", "methods", "segmentation"},
     {"tracking", "segmenting"},
     {"protocols"},
     {"results", "display"},

@@ -19,7 +19,8 @@ from unspool.ops.clustering import Clustering
 from unspool.ops.hierarchy import joined
 from unspool.page import write_page
 from unspool.results import Run
-from unspool.segmenting import KeyFrames, Segmentation, Segmenting
+from unspool.segmentation import Segmentation
+from unspool.segmenting import KeyFrames, Segmenting
 from unspool.segments import AttentionWriter, Chosen, read_hierarchy, write_hierarchy, write_tree
 from unspool.verbs.segment import SegmentJob, for_page
 from unspool.verbs.segment_settings import SegmentSettings

@@ -15,7 +15,8 @@ from unspool.encoders.correlator import Correlator
 from unspool.errors import UnspoolWarning, UsageError, VideoError
 from unspool.ops.clustering import Clustering
 from unspool.ops.hierarchy import Tree
-from unspool.segmenting import Segmentation, Segmenting, input_size, same, segment, segment_maps
+from unspool.segmentation import Carried, Segmentation, same
+from unspool.segmenting import Segmenting, input_size, segment, segment_maps
 
 HOW = Segmenting(clustering=Clustering(tau=0.5), finest=0.2, resolution=(32, 48), key_every=1)
 
@@ -176,6 +177,41 @@ def test_progress_is_told_within_a_window(represent: Any) -> None:
 
 
 # --------------------------------------------------------------------------------------- windows
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    frames=st.integers(9, 24),
+    overlap=st.integers(1, 5),
+    represent=st.sampled_from(["block", "features"]),
+    finest=st.sampled_from([None, 0.3]),
+    data=st.data(),
+)
+def test_a_video_goes_on_after_any_window_as_if_in_one_piece(
+    frames: int, overlap: int, represent: Any, finest: float | None, data: st.DataObject
+) -> None:
+    how = replace(HOW, window=8, overlap=overlap, represent=represent, finest=finest)
+    kept: list[dict[str, Any]] = []
+    whole = segment(Moving(frames), correlator(), how, after_window=lambda c: kept.append(c.kept()))
+    after = data.draw(st.integers(0, len(kept) - 1))
+    encoded: list[str] = []
+    found = segment(
+        Moving(frames),
+        correlator(),
+        how,
+        carried=Carried.recalled(kept[after]),
+        progress=lambda stage, n: encoded.append(stage),
+    )
+    assert np.array_equal(found.labels, whole.labels)
+    done = len(kept[after]["labels"]["clusters"])
+    assert encoded.count("encode") == frames - max(0, done - overlap)
+    if finest is None:
+        assert found.leaves is whole.leaves is None
+        return
+    assert np.array_equal(found.at(0.4), whole.at(0.4))
+    assert found.tree is not None and whole.tree is not None
+    assert torch.equal(found.tree.joins, whole.tree.joins)
+    assert torch.equal(found.tree.heights, whole.tree.heights)
 
 
 @settings(max_examples=50, deadline=None)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from PIL import Image
 from test_journeys import HEIGHT, WIDTH, Run, frame, make_clip, make_davis, make_mask, read, run
 
 from unspool import tracking
-from unspool.encoders import load_encoder
 from unspool.masks import write_mask
+from unspool.verbs.segment_needs import Clock
 from unspool.verbs.unfinished import decisive
+from unspool.video_result import VideoResult
 
 __all__ = ["run"]  # the fixture
 
@@ -66,7 +68,7 @@ def frames_done(home: Path) -> int:
 def content(home: Path) -> dict[str, bytes]:
     """What a video's part of a result holds, byte by byte; of `done.json` all but seconds."""
     files = {path.name: path.read_bytes() for path in home.rglob("*") if path.is_file()}
-    files |= {path.name: path.read_bytes() for path in (home.parents[1] / "data").iterdir()}
+    files |= {path.name: path.read_bytes() for path in (home.parents[1] / "data").glob("*.js")}
     done = json.loads(files.pop("done.json"))
     for changes in ("seconds", "frames_per_second", "timings"):
         done.pop(changes)
@@ -216,7 +218,7 @@ def test_reading_again_is_told_as_a_stage_of_its_own(run: Run, home: Path, stopp
 
 
 def test_whatever_decides_labels_is_looked_at() -> None:
-    first, second = (load_encoder("random-resnet18", device="cpu", seed=seed) for seed in (0, 1))
+    first, second = ({"name": "random-resnet18", "weights_hash": seed} for seed in (0, 1))
     usual = decisive({"video": "a"}, {"top_k": 10}, first, "fp32", "cpu")
     others = [
         decisive({"video": "b"}, {"top_k": 10}, first, "fp32", "cpu"),
@@ -227,3 +229,124 @@ def test_whatever_decides_labels_is_looked_at() -> None:
     ]
     assert usual == decisive({"video": "a"}, {"top_k": 10}, first, "fp32", "auto")
     assert all(other != usual for other in others)
+
+
+# --------------------------------------------------------------------------------- window by window
+
+SEGMENT = [
+    *("segment", "clip.mp4", "--resolution", "64x96", "--tau", "1.0", "--key-ratio", "0.2"),
+    *("--window", "9", "--set", "overlap=3", "-o", "r"),
+]  # windows begin with frames 0, 6, 12, 18 and 24
+
+
+@pytest.fixture
+def stopped_encoding(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> Stopped:
+    """Runs `SEGMENT`, which gets a signal when it has encoded so many frames; gives its stderr."""
+
+    def call(frames: int, number: signal.Signals = signal.SIGINT) -> str:
+        told, stages = Clock.__call__, list[str]()
+
+        def signalled(clock: Clock, stage: str, done: float) -> None:
+            stages.append(stage)
+            if stages.count("encode") == frames:
+                signal.raise_signal(number)
+            told(clock, stage, done)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Clock, "__call__", signalled)
+            code, _, err = run(*SEGMENT)
+        assert code == 128 + number, err
+        return err
+
+    return call
+
+
+def windows_done(home: Path) -> int:
+    """How many frames have their clusters."""
+    kept = torch.load(home / "unfinished.pt", weights_only=True)
+    return len(kept["carried"]["labels"]["clusters"])
+
+
+def assert_segmented_as_in_one_piece(run: Run, home: Path) -> None:
+    def everything() -> dict[str, bytes]:
+        tree = {path.name: path.read_bytes() for path in (home.parents[1] / "data" / "clip.tree").iterdir()}
+        files = content(home)
+        with np.load(home / "hierarchy.npz") as held:  # a zip, with times in it
+            arrays = {name: held[name].tobytes() for name in held.files}
+        files.pop("hierarchy.npz")
+        return {**files, **tree, **arrays}
+
+    cut = everything()
+    assert run(*SEGMENT, "--overwrite")[0] == 0
+    assert cut == everything()
+
+
+def test_a_segmentation_that_was_cut_off_twice_goes_on_after_its_last_window(
+    run: Run, home: Path, stopped_encoding: Stopped
+) -> None:
+    stopped_encoding(17)
+    assert windows_done(home) == 15
+    kept = home.parents[1] / "data" / "clip.tree"
+    assert {path.name for path in kept.iterdir()} >= {"attention-000000.js", "attention-000005.js"}
+    assert f"clip: goes on after frame 15 of {FRAMES}" in stopped_encoding(11, signal.SIGTERM)
+    assert windows_done(home) == 21
+    code, _, err = run(*SEGMENT)
+    assert code == 0
+    assert f"clip: goes on after frame 21 of {FRAMES}" in err
+    assert not (home / "unfinished.pt").exists()
+    assert_segmented_as_in_one_piece(run, home)
+
+
+def test_a_segmentation_that_was_cut_off_while_masks_were_written_is_not_clustered_again(
+    run: Run, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = VideoResult.write
+
+    def signalled(result: VideoResult, *given: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        write(result, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VideoResult, "write", signalled)
+        assert run(*SEGMENT)[0] == 130
+    assert windows_done(home) == FRAMES
+
+    code, out, _ = run(*SEGMENT, "--json")
+    assert code == 0
+    assert '"clustering"' not in out
+    assert_segmented_as_in_one_piece(run, home)
+
+
+@pytest.mark.parametrize("harm", ["clip", "state", "attention", "settings"])
+def test_a_segmentation_that_does_not_fit_any_more_begins_anew(
+    run: Run, home: Path, tmp_path: Path, stopped_encoding: Stopped, harm: str
+) -> None:
+    stopped_encoding(17)
+    state = home / "unfinished.pt"
+    if harm == "clip":
+        make_clip(tmp_path / "clip.mp4", frames=FRAMES - 1)
+    elif harm == "state":
+        state.write_bytes(state.read_bytes()[:500])
+    elif harm == "settings":
+        (tmp_path / "r/run.json").unlink()  # which would refuse them
+        assert "goes on" not in run(*SEGMENT, "--seed", "1", "--tau", "2.0")[2]
+        return
+    else:
+        (home.parents[1] / "data/clip.tree/attention-000005.js").unlink()
+    code, _, err = run(*SEGMENT)
+    assert code == 0, err
+    assert "goes on" not in err
+    assert_segmented_as_in_one_piece(run, home)
+
+
+def test_stages_of_a_segmentation_that_goes_on_count_what_is_left(
+    run: Run, home: Path, stopped_encoding: Stopped
+) -> None:
+    stopped_encoding(17)
+    code, out, _ = run(*SEGMENT, "--json")
+    assert code == 0
+    stages = [event for line in out.splitlines() if (event := json.loads(line))["event"] == "stage"]
+    last = {event["stage"]: (event["done"], event["total"]) for event in stages}
+    assert last["reading again"] == (12, 12)
+    assert last["encoding"] == (FRAMES - 12, FRAMES - 12)
+    assert last["writing"] == (FRAMES, FRAMES)

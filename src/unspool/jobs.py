@@ -24,9 +24,20 @@ from unspool.errors import OutputError, UnspoolError, UsageError
 from unspool.mirror import Mirror
 from unspool.page import write_page
 from unspool.results import Json, Run, parse_done, parse_run, read_done, refuse_other_settings
-from unspool.workers import Cluster, Interrupted, Report, Stop, Work, run_jobs
+from unspool.workers import Cluster, Interrupted, Report, Stop, Work, run_jobs, stage_event
 
-__all__ = ["Estimate", "Interrupted", "Job", "Plan", "Report", "Stop", "execute", "run_jobs", "stopping"]
+__all__ = [
+    "Estimate",
+    "Interrupted",
+    "Job",
+    "Plan",
+    "Report",
+    "Stop",
+    "execute",
+    "run_jobs",
+    "stage_event",
+    "stopping",
+]
 KEPT_ASIDE = (
     "identity",
     "per_frame",

@@ -17,8 +17,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, Integer, UInt8
-from scipy.optimize import linear_sum_assignment
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -38,12 +37,11 @@ from unspool.ops.clustering import (
     rows_of_attention,
 )
 from unspool.ops.divergence import Distance, compared
-from unspool.ops.hierarchy import Tree, cut, joined, merge_tree
+from unspool.ops.hierarchy import merge_tree
+from unspool.segmentation import Carried, Segmentation, Window
 
 Image = UInt8[np.ndarray, "h w 3"]
-LabelMap = Integer[np.ndarray, "h w"]
 MOST_LEAVES = 2048  # of a window's tree: where there are more, the nearest are one (a leader pass)
-LINK = 0.2  # IoU, in the shared frames, from which clusters of two windows are the same (ours)
 KINETICS_MEAN, KINETICS_STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
 
 
@@ -92,49 +90,6 @@ class Segmenting:
 
 
 @dataclass(frozen=True)
-class Segmentation:
-    """The objects of a video on the grid of its tokens; every cluster is one, the background's too."""
-
-    size: tuple[int, int]  # H, W of the video, px
-    labels: Integer[np.ndarray, "t h w"]  # clusters of the published procedure at tau, from 0
-    leaves: Integer[np.ndarray, "t h w"] | None  # of the hierarchy
-    tree: Tree | None
-
-    @property
-    def clusters(self) -> int:
-        """How many there are, some perhaps without a token."""
-        return int(self.labels.max(initial=-1)) + 1
-
-    @property
-    def largest(self) -> int:
-        """The cluster that covers most, over the whole video."""
-        return int(np.bincount(self.labels.ravel()).argmax())
-
-    def at(self, height: float) -> Integer[np.ndarray, "t h w"]:
-        """Clusters of the hierarchy with all joins up to `height` made: a look-up, nothing is computed.
-
-        Raises UsageError where there is no hierarchy.
-        """
-        if self.tree is None or self.leaves is None:
-            raise UsageError("this segmentation has no hierarchy; set segmenting.finest, e.g. to 0.5")
-        found: Integer[np.ndarray, "t h w"] = cut(self.tree, height).numpy()[self.leaves]
-        return found
-
-    def masks(self, labels: Integer[np.ndarray, "t h w"] | None = None) -> Iterator[LabelMap]:
-        """Label maps at the video's size, one frame at a time: cluster k is id k+1, 0 is nobody.
-
-        Nearest, as published. 16 bits where an 8-bit PNG would not hold the ids (254).
-        """
-        chosen = self.labels if labels is None else labels
-        kind = np.uint8 if chosen.max(initial=-1) + 1 <= 254 else np.uint16
-        rows, columns = (
-            np.arange(full) * grid // full for full, grid in zip(self.size, chosen.shape[1:], strict=True)
-        )
-        for frame in chosen:
-            yield (frame[rows][:, columns] + 1).astype(kind)
-
-
-@dataclass(frozen=True)
 class KeyFrames:
     """Queries and keys of the key frames of one window: softmax(q k / sqrt d) is where a token attends."""
 
@@ -155,27 +110,32 @@ def segment(
     *,
     progress: Progress | None = None,
     attended: Callable[[KeyFrames], None] | None = None,
+    carried: Carried | None = None,
+    after_window: Callable[[Carried], None] | None = None,
 ) -> Segmentation:
     """The objects of a video, in one pass over its frames.
 
     `model`: a correlator, or an encoder, on which a block of random weights is put. `progress` is called
     after each frame that is encoded and each few that are clustered; `attended` gets the key frames of each
-    window where a block is what is clustered. Raises UsageError for settings that the encoder cannot serve or
-    that need more memory, VideoError for a video without frames, or whose features are not finite. Warns
-    where everything is one cluster.
+    window where a block is what is clustered. `after_window` gets what is known after each window; given as
+    `carried` to a later call with the same arguments, that one goes on behind it. Raises UsageError for
+    settings that the encoder cannot serve or that need more memory, VideoError for a video without frames, or
+    whose features are not finite. Warns where everything is one cluster.
     Source: SSL-UVOS eval_oneshot.py: mem_efficient_inference; decisions in docs/ba.md.
     """
     how = how or Segmenting()
     correlator = model if isinstance(model, Correlator) else untrained(model)
     _check_offers(correlator, how)
-    carried = Carried()
-    every, first, told = 0, 0, progress or _quiet
-    for maps in _windows_of_maps(video, correlator, how, told):
-        every = every or how.keys(len(maps))
+    carried, told = carried or Carried(), progress or _quiet
+    for maps in _windows_of_maps(video, correlator, how, carried.frames, told):
+        every = carried.every or how.keys(len(maps))
         if attended and how.represent == "block":
-            attended(_key_frames(maps, correlator, every, first))
-        first += how.window - how.overlap
-        carried = carried.with_window(segment_maps(maps, correlator, how, every, told), how)
+            attended(_key_frames(maps, correlator, every, max(0, carried.frames - how.overlap)))
+        window = segment_maps(maps, correlator, how, every, told)
+        by_frame = how.represent == "attention"
+        carried = replace(carried.with_window(window, how.overlap, linked=not by_frame), every=every)
+        if after_window:
+            after_window(carried)
     if not carried.clusters.parts:
         raise VideoError(f"{video.name}: there is no frame in it")
     if carried.clusters.count == 1:
@@ -213,13 +173,19 @@ def _check_offers(correlator: Correlator, how: Segmenting) -> None:
 
 
 def _windows_of_maps(
-    video: Frames, correlator: Correlator, how: Segmenting, progress: Progress
+    video: Frames, correlator: Correlator, how: Segmenting, begun: int, progress: Progress
 ) -> Iterator[Float[Tensor, "t c h w"]]:
-    """What is clustered together: each window begins with the last frames of the one before."""
+    """What is clustered together: each window begins with the last frames of the one before.
+
+    The windows of the first `begun` frames are done.
+    """
     size = input_size(video.height, video.width, correlator.encoder, how)
     held: list[Tensor] = []
     fresh = 0
     for index, image in enumerate(video):
+        if index < begun - how.overlap:
+            progress("reading again", 1)
+            continue
         if len(held) == how.window:
             yield torch.stack(held)
             held, fresh = held[-how.overlap :], 0
@@ -228,7 +194,7 @@ def _windows_of_maps(
             raise VideoError(
                 f"{video.name}: the features of frame {index} are not finite; look at the model's weights"
             )
-        fresh += 1
+        fresh += index >= begun
         progress("encode", 1)
     if fresh:
         yield torch.stack(held)
@@ -264,16 +230,6 @@ def encoded(
 
 
 # --- maps to clusters -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Window:
-    """The clusters of some frames, numbered by themselves."""
-
-    labels: Integer[np.ndarray, "t h w"]
-    count: int  # of clusters
-    leaves: Integer[np.ndarray, "t h w"] | None
-    tree: Tree | None
 
 
 @torch.inference_mode()
@@ -374,75 +330,3 @@ def _fewer(leaves: Leaves, distance: Distance, tau: float) -> Leaves:
         leaves = Leaves(member[leaves.labels], means(leaves.centroids, member))
         tau *= 1.25
     return leaves
-
-
-# --- windows to a video -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """Clusters of all windows so far under one numbering."""
-
-    parts: tuple[Integer[np.ndarray, "_ h w"], ...] = ()  # by window, frames that are shared only once
-    count: int = 0
-
-    def joined_by(
-        self, labels: Integer[np.ndarray, "t h w"], count: int, shared: int
-    ) -> tuple[Numbers, Int64[np.ndarray, " n"]]:
-        """With another window, whose first frames are `shared`; and the number of each of its clusters."""
-        if not self.parts:
-            return Numbers((labels.astype(np.int32),), count), np.arange(count)
-        before = np.concatenate(self.parts[-2:])[-shared:]
-        number = same(before, labels[:shared], count, self.count)
-        more = number[labels[shared:]].astype(np.int32)
-        return Numbers((*self.parts, more), max(self.count, int(number.max(initial=-1)) + 1)), number
-
-
-def same(
-    before: Integer[np.ndarray, "t h w"], after: Integer[np.ndarray, "t h w"], count: int, fresh: int
-) -> Int64[np.ndarray, " n"]:
-    """For each of `count` clusters of a window, the one that it continues, or a new number from `fresh` on.
-
-    Both label the same tokens. Clusters are paired for the largest sum of IoU, and linked from LINK on.
-    """
-    known, index = np.unique(before, return_inverse=True)
-    both = np.zeros((len(known), count))
-    np.add.at(both, (index.ravel(), after.ravel()), 1)
-    iou = both / (both.sum(1, keepdims=True) + both.sum(0) - both)
-    old, new = linear_sum_assignment(-iou)
-    linked = iou[old, new] >= LINK
-    number = np.full(count, -1)
-    number[new[linked]] = known[old[linked]]
-    number[number < 0] = fresh + np.arange(int((number < 0).sum()))
-    return number
-
-
-@dataclass(frozen=True)
-class Carried:
-    """What is known after some windows."""
-
-    clusters: Numbers = field(default_factory=Numbers)
-    leaves: Numbers = field(default_factory=Numbers)
-    joins: tuple[Tensor, ...] = ()
-    heights: tuple[Tensor, ...] = ()
-
-    def with_window(self, window: Window, how: Segmenting) -> Carried:
-        """One more; identities are those of the shared frames, but for frame-wise clusters (A)."""
-        if how.represent == "attention":
-            own = window.labels[how.overlap if self.clusters.parts else 0 :].astype(np.int32)
-            count = max(self.clusters.count, window.count)
-            return replace(self, clusters=Numbers((*self.clusters.parts, own), count))
-        clusters, _ = self.clusters.joined_by(window.labels, window.count, how.overlap)
-        if window.leaves is None or window.tree is None:
-            return replace(self, clusters=clusters)
-        leaves, number = self.leaves.joined_by(window.leaves, window.tree.leaves, how.overlap)
-        joins = torch.from_numpy(number)[window.tree.joins]
-        return Carried(clusters, leaves, (*self.joins, joins), (*self.heights, window.tree.heights))
-
-    def finished(self, size: tuple[int, int]) -> Segmentation:
-        """The whole video."""
-        labels = np.concatenate(self.clusters.parts)
-        if not self.leaves.parts:
-            return Segmentation(size, labels, None, None)
-        tree = joined(self.leaves.count, torch.cat(self.joins), torch.cat(self.heights))
-        return Segmentation(size, labels, np.concatenate(self.leaves.parts), tree)

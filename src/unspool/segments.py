@@ -34,7 +34,8 @@ from unspool.ops.refining import (
     without_small,
 )
 from unspool.results import Json, read_done, write_script, written_whole
-from unspool.segmenting import Image, KeyFrames, LabelMap, Segmentation
+from unspool.segmentation import LabelMap, Segmentation
+from unspool.segmenting import Image, KeyFrames
 
 ATTENTION_BYTES = 48 << 20  # of all queries and keys of a video, as text; more would make pages slow
 HALF = 0.5  # of its largest area: from there on an object is thought to be in view
@@ -147,6 +148,19 @@ class AttentionWriter:
     shown: list[int] = field(default_factory=list)  # frames whose queries and keys are there
     seen: int = 0  # key frames so far
 
+    @property
+    def state(self) -> Json:
+        """The arguments of a writer that goes on from here."""
+        return {"shown": list(self.shown), "seen": self.seen}
+
+    @property
+    def files(self) -> list[Path]:
+        """What is written so far."""
+        return [self._path(frame) for frame in self.shown]
+
+    def _path(self, frame: int) -> Path:
+        return self.home / f"attention-{frame:06d}.js"
+
     def __call__(self, key_frames: KeyFrames) -> None:
         """Take the key frames of one window."""
         _, heads, count, channels = key_frames.queries.shape
@@ -162,7 +176,6 @@ class AttentionWriter:
         normalisers = _normalisers(key_frames, wanted)
         for place, z in zip(wanted, normalisers, strict=True):
             frame = key_frames.frames[place]
-            path = self.home / f"attention-{frame:06d}.js"
             content = {
                 "window": key_frames.frames[0],
                 "grid": list(key_frames.grid),
@@ -172,7 +185,7 @@ class AttentionWriter:
                 "keys": _eight_bits(key_frames.keys[place]),
                 "z": _text(z.float().cpu().numpy().astype("<f4")),
             }
-            write_script(path, "attention", frame, content)
+            write_script(self._path(frame), "attention", frame, content)
             self.shown.append(frame)
 
 

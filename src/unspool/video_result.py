@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -92,8 +92,8 @@ class VideoResult:
 
     `write` takes the frames in order; `finish` closes the files and writes `done.json`; leaving the
     context without `finish` removes what is not whole and keeps the masks written so far.
-    `tick` (s) says that the video is a stream, whose `times` grow (as in `VideoWriter`). `keep`: how many
-    masks of an earlier beginning stay where they are, to be read and written again.
+    `tick` (s) says that the video is a stream, whose `times` grow (as in `VideoWriter`). `kept`: files of an
+    earlier beginning that stay, to be read and written again; all others of this video go.
     Three lanes work beside the caller: masks and records, overlay, plain frames.
     """
 
@@ -110,18 +110,15 @@ class VideoResult:
         pixel_aspect: Fraction = Fraction(1),
         with_truth: bool = False,
         tick: Fraction | None = None,
-        keep: int = 0,
+        kept: Collection[Path] = (),
     ) -> None:
         self.folder, self.name, self.source = folder, name, source
         self.height, self.width, self.times = height, width, times
         self.with_truth = with_truth
         self.home = folder / "videos" / name
         with _as_output_error(self.home):
-            kept = {mask_path(folder, name, index) for index in range(keep)}
-            kept |= {unfinished_path(folder, name)} if keep else set()
-            for stale in files_of(folder, name):
-                if stale not in kept:
-                    stale.unlink()
+            for stale in set(files_of(folder, name)) - set(kept):
+                stale.unlink()
             (self.home / "masks").mkdir(parents=True, exist_ok=True)
         self.display = display_size(height, width)
         self._colours: dict[int, tuple[int, int, int]] = {}

@@ -48,6 +48,25 @@ class Interrupted(Exception):
     """The work was asked to stop; what is whole stays."""
 
 
+def stage_event(
+    video: str, stage: str, done: float, total: int, rate: float, seconds_left: float | None = None
+) -> Json:
+    """The event that so much of one stage of a video's work is done; `rate`: frames/s.
+
+    Without `seconds_left` what is left are frames.
+    """
+    left = max(0.0, total - done) / rate if seconds_left is None else seconds_left
+    return {
+        "event": "stage",
+        "video": video,
+        "stage": stage,
+        "done": min(int(done + 1e-6), total),
+        "total": total,
+        "frames_per_second": round(rate, 2),
+        "seconds_left": round(left),
+    }
+
+
 Work = Callable[[Any, Report, Stop], Json]  # importable by name, for worker processes
 Outcome = tuple[Any, Json | BaseException]  # a job, and what its work returned or raised
 

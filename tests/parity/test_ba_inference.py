@@ -8,7 +8,8 @@ import torch
 
 from unspool.encoders.correlator import Correlator
 from unspool.ops.clustering import Clustering
-from unspool.segmenting import Segmentation, Segmenting, segment_maps
+from unspool.segmentation import Segmentation
+from unspool.segmenting import Segmenting, segment_maps
 
 Golden = Callable[[str], dict[str, np.ndarray]]
 

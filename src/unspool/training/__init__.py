@@ -35,6 +35,7 @@ from unspool.training.journal import Journal
 from unspool.training.learner import Trainer
 from unspool.training.settings import Json
 from unspool.training.validation import Validation
+from unspool.workers import stage_event
 
 POINTS = 500  # lines of log of a whole run, about
 Report = Callable[[Json], None]
@@ -313,17 +314,8 @@ def _validate(run: Course) -> None:
         if run.stop.is_set() and not trainer.done:
             raise CutOffError
         seconds = max(perf_counter() - started, 1e-3)
-        run.report(
-            {
-                "event": "stage",
-                "video": f"step {trainer.done:,}",
-                "stage": "validating",
-                "done": clips,
-                "total": total,
-                "frames_per_second": round(frames / seconds, 2),
-                "seconds_left": round(seconds * (total - clips) / max(clips, 1)),
-            }
-        )
+        left = seconds * (total - clips) / max(clips, 1)
+        run.report(stage_event(f"step {trainer.done:,}", "validating", clips, total, frames / seconds, left))
 
     scores = run.validation(trainer.encoder().to(trainer.processes.device), trainer.done, told)
     better = trainer.best is None or scores["J"] > trainer.best["J"]

@@ -25,7 +25,8 @@ from unspool.ops.clustering import Clustering
 from unspool.protocols.tracking import PROTOCOLS
 from unspool.rendered import RenderedClip, Scene
 from unspool.results import written_whole
-from unspool.segmenting import Segmentation, Segmenting, segment
+from unspool.segmentation import Segmentation
+from unspool.segmenting import Segmenting, segment
 from unspool.tracking import Tracking, track
 
 FIRST_HELD_OUT = 700_000  # seed; below `data.scenes.FIRST_SEED`

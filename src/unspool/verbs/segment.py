@@ -27,6 +27,7 @@ from unspool.verbs.segment_settings import (
     segmenting_of,
     segmenting_record,
 )
+from unspool.verbs.unfinished import decisive, kept_files, read_unfinished, write_unfinished
 from unspool.video import open_video
 from unspool.video_result import VideoResult
 
@@ -64,17 +65,25 @@ def segment_video(job: SegmentJob, report: Report, stop: Stop) -> Json:
 def _segment_video(
     job: SegmentJob, report: Report, stop: Stop, caught: list[warnings.WarningMessage]
 ) -> Json:
+    from unspool.segmentation import Carried  # noqa: PLC0415
     from unspool.segmenting import segment  # noqa: PLC0415
     from unspool.segments import AttentionWriter, refined_masks, write_hierarchy, write_tree  # noqa: PLC0415
 
     started = perf_counter()
     correlator, identity = correlator_of(job.settings), job.identity
     clock = Clock(job.name, report, stop)
+    made_by = _made_by(job, identity)
+    earlier = read_unfinished(job.folder, job.name, made_by) or {}
+    carried = Carried.recalled(earlier["carried"]) if earlier else Carried()
     with open_video(job.source) as whole:
         video = Some(whole, job.settings.every)
         memory = memory_for_clustering(job.settings, video, correlator, job.segmenting)
         how = segmenting_of(job.segmenting, memory)
-        report({"event": "video", "video": job.name, "frames": len(video), "notes": []})
+        again = max(0, carried.frames - how.overlap)
+        clock.total = len(video)
+        clock.totals = {"reading again": again, **dict.fromkeys(("encode", "cluster"), len(video) - again)}
+        told = {"video": job.name, "frames": len(video), "begun": carried.frames, "notes": []}
+        report({"event": "video", **told})
         with VideoResult(
             job.folder,
             job.name,
@@ -84,11 +93,23 @@ def _segment_video(
             times=video.times,
             audio_from=job.source,
             pixel_aspect=whole.pixel_aspect,
+            kept=kept_files(job.folder, job.name, earlier),
         ) as result:
             page = job.folder / "data" / f"{job.name}.tree"
-            attention = AttentionWriter(page, -(-len(video) // how.keys(len(video))))
-            clock.total = len(video)
-            found = segment(video, correlator, how, progress=clock, attended=attention)
+            key_frames = -(-len(video) // how.keys(len(video)))
+            attention = AttentionWriter(page, key_frames, **earlier.get("attention", {}))
+
+            def seconds() -> Json:
+                now = {**clock.timings, "all": perf_counter() - started}
+                return _together(earlier.get("seconds", {}), now)
+
+            def keep(carried: Carried) -> None:
+                state = {"carried": carried.kept(), "attention": attention.state, "seconds": seconds()}
+                write_unfinished(result, made_by, attention.files, state)
+
+            found = segment(
+                video, correlator, how, progress=clock, attended=attention, carried=carried, after_window=keep
+            )
             clock.begin("writing")
             refining = refining_of(job.settings)
             patch = video.height / found.labels.shape[1]
@@ -99,8 +120,9 @@ def _segment_video(
             write_hierarchy(result.home / "hierarchy.npz", found, frames, how.clustering.tau)
             tree = write_tree(page, found)
             result.close()
+            took = seconds()
             return result.finish(
-                seconds=perf_counter() - started,
+                seconds=took.pop("all"),
                 warnings=list(
                     dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UnspoolWarning))
                 ),
@@ -111,10 +133,22 @@ def _segment_video(
                     "every": job.settings.every,
                     "refining": asdict(refining),
                     "grid": list(found.labels.shape[1:]),
-                    "timings": {**clock.timings, "write": round(result.seconds_writing, 3)},
+                    "timings": {**took, "write": round(result.seconds_writing, 3)},
                 },
                 page={"segments": for_page(job, found, tree, attention.shown, how)},
             )
+
+
+def _together(before: Json, now: Json) -> Json:
+    """Seconds of two beginnings, by stage."""
+    return {stage: round(before.get(stage, 0) + now.get(stage, 0), 3) for stage in {**before, **now}}
+
+
+def _made_by(job: SegmentJob, identity: Json) -> Json:
+    """All that decides clusters; what refines masks comes after."""
+    chosen = {"segmenting": job.segmenting, "every": job.settings.every}
+    model, settings = correlator_record(job.settings), job.settings
+    return decisive(identity, chosen, model, settings.precision, settings.device)
 
 
 def for_page(job: SegmentJob, found: Any, tree: Json | None, shown: Sequence[int], how: Any) -> Json:

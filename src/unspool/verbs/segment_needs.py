@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import Any
 
 from unspool.errors import UnspoolError, UsageError
-from unspool.jobs import Interrupted, Report, Stop
+from unspool.jobs import Interrupted, Report, Stop, stage_event
 from unspool.results import Json
 from unspool.verbs.segment_settings import (
     SegmentSettings,
@@ -155,7 +155,8 @@ class Clock:
 
     def __init__(self, video: str, report: Report, stop: Stop) -> None:
         self.video, self.report, self.stop = video, report, stop
-        self.total = 0
+        self.total = 0  # frames
+        self.totals: dict[str, int] = {}  # of stages that are not of all frames
         self.done: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
         self.last = perf_counter()
@@ -175,18 +176,9 @@ class Clock:
         now = perf_counter()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.last
         self.last = now
-        done = self.done[stage] = min(self.total, self.done.get(stage, 0) + frames)
-        rate = done / max(self.seconds[stage], 1e-3)
-        self.report(
-            {
-                "event": "stage",
-                "video": self.video,
-                "stage": STAGES.get(stage, stage),
-                "done": int(done + 1e-6),
-                "total": self.total,
-                "frames_per_second": round(rate, 2),
-                "seconds_left": round((self.total - done) / rate),
-            }
-        )
+        total = self.totals.get(stage, self.total)
+        done = self.done[stage] = min(total, self.done.get(stage, 0) + frames)
+        rate = max(done, 1e-6) / max(self.seconds[stage], 1e-3)
+        self.report(stage_event(self.video, STAGES.get(stage, stage), done, total, rate))
         if self.stop.is_set():
             raise Interrupted

@@ -30,6 +30,7 @@ from unspool.results import Json
 from unspool.verbs.unfinished import (
     KEEP_EVERY,
     decisive,
+    kept_files,
     mask_again,
     read_again,
     read_unfinished,
@@ -193,6 +194,7 @@ def track_video(job: TrackJob, report: Report, stop: Stop) -> Json:
 
 
 def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warnings.WarningMessage]) -> Json:
+    from unspool.encoders import facts_of  # noqa: PLC0415
     from unspool.tracking import Timings, Tracker, Tracking, given_masks, timed, with_settings  # noqa: PLC0415
 
     started = perf_counter()
@@ -202,7 +204,8 @@ def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warning
         length, tick = (None, video.tick) if isinstance(video, Stream) else (len(video), None)
         masks = given_masks(video, _masks(job), resize=job.resize_mask)
         notes = list(dict.fromkeys(mask.note for mask in masks.values() if mask.note))
-        made_by = decisive(identity, job.tracking, encoder, job.settings.precision, job.settings.device)
+        model, settings = facts_of(encoder), job.settings
+        made_by = decisive(identity, job.tracking, model, settings.precision, settings.device)
         earlier = read_unfinished(job.folder, job.name, made_by) if length else None
         timings, before = (Timings(**earlier["timings"]), earlier["seconds"]) if earlier else (Timings(), 0.0)
         begun = earlier["tracker"]["frames"] if earlier else 0
@@ -219,7 +222,7 @@ def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warning
             pixel_aspect=video.pixel_aspect,
             with_truth=truth is not None,
             tick=tick,
-            keep=begun,
+            kept=kept_files(job.folder, job.name, earlier),
         ) as result:
             how = with_settings(Tracking(), job.tracking)
             memory = job.settings.memory_each
@@ -229,7 +232,8 @@ def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warning
 
             def keep() -> None:
                 spent = {"timings": asdict(timings), "seconds": before + perf_counter() - started}
-                write_unfinished(result, made_by, {"tracker": tracker.keep(), **spent})
+                masks_so_far = (mask_path(job.folder, job.name, index) for index in range(tracker.frames))
+                write_unfinished(result, made_by, masks_so_far, {"tracker": tracker.keep(), **spent})
 
             images = timed(iter(video), timings)
             taken = _write_frames(images, truth, tracker, result, length, begun, keep, report, stop)

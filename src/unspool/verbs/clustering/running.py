@@ -16,7 +16,7 @@ from PIL import Image
 
 from unspool.data.labelled import Clip, Pictures, RenderedPart
 from unspool.encoders import encode_batches
-from unspool.jobs import Interrupted, Report, Stop
+from unspool.jobs import Interrupted, Report, Stop, stage_event
 from unspool.masks import VOID, display_colours, draw_overlay, resize_labels
 from unspool.protocols.clustering import Clustering, Labelled, score_clips
 from unspool.results import Json, safe_name, write_json, written_whole
@@ -118,17 +118,7 @@ class Clock:
             self.first, self.began, self.told = self.done, now, now
         if now - self.told >= 1 or self.done >= self.total - 1e-6:
             self.told, rate = now, max(self.done - self.first, 1e-6) / max(now - self.began, 1e-3)
-            self.report(
-                {
-                    "event": "stage",
-                    "video": self.video,
-                    "stage": "clustering",
-                    "done": min(round(self.done), self.total),
-                    "total": self.total,
-                    "frames_per_second": round(rate, 2),
-                    "seconds_left": round(max(0.0, self.total - self.done) / rate),
-                }
-            )
+            self.report(stage_event(self.video, "clustering", self.done, self.total, rate))
         if self.stop.is_set():
             raise Interrupted
 

@@ -1,0 +1,169 @@
+"""The clusters of a video: of one window, of all windows so far under one numbering, of the whole.
+
+"Betrayed by Attention" (Ding et al., ECCV 2024) clusters a video at once; that windows share frames, by whose
+labels identities are carried over, is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64, Integer
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from unspool.errors import UsageError
+from unspool.ops.hierarchy import Tree, cut, joined
+
+LabelMap = Integer[np.ndarray, "h w"]
+LINK = 0.2  # IoU, in the shared frames, from which clusters of two windows are the same (ours)
+
+
+@dataclass(frozen=True)
+class Window:
+    """The clusters of some frames, numbered by themselves."""
+
+    labels: Integer[np.ndarray, "t h w"]
+    count: int  # of clusters
+    leaves: Integer[np.ndarray, "t h w"] | None
+    tree: Tree | None
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Clusters of all windows so far under one numbering."""
+
+    parts: tuple[Integer[np.ndarray, "_ h w"], ...] = ()  # by window, frames that are shared only once
+    count: int = 0
+
+    def joined_by(
+        self, labels: Integer[np.ndarray, "t h w"], count: int, shared: int
+    ) -> tuple[Numbers, Int64[np.ndarray, " n"]]:
+        """With another window, whose first frames are `shared`; and the number of each of its clusters."""
+        if not self.parts:
+            return Numbers((labels.astype(np.int32),), count), np.arange(count)
+        before = np.concatenate(self.parts[-2:])[-shared:]
+        number = same(before, labels[:shared], count, self.count)
+        more = number[labels[shared:]].astype(np.int32)
+        return Numbers((*self.parts, more), max(self.count, int(number.max(initial=-1)) + 1)), number
+
+
+def same(
+    before: Integer[np.ndarray, "t h w"], after: Integer[np.ndarray, "t h w"], count: int, fresh: int
+) -> Int64[np.ndarray, " n"]:
+    """For each of `count` clusters of a window, the one that it continues, or a new number from `fresh` on.
+
+    Both label the same tokens. Clusters are paired for the largest sum of IoU, and linked from LINK on.
+    """
+    known, index = np.unique(before, return_inverse=True)
+    both = np.zeros((len(known), count))
+    np.add.at(both, (index.ravel(), after.ravel()), 1)
+    iou = both / (both.sum(1, keepdims=True) + both.sum(0) - both)
+    old, new = linear_sum_assignment(-iou)
+    linked = iou[old, new] >= LINK
+    number = np.full(count, -1)
+    number[new[linked]] = known[old[linked]]
+    number[number < 0] = fresh + np.arange(int((number < 0).sum()))
+    return number
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What is known after some windows."""
+
+    clusters: Numbers = field(default_factory=Numbers)
+    leaves: Numbers = field(default_factory=Numbers)
+    joins: tuple[Tensor, ...] = ()
+    heights: tuple[Tensor, ...] = ()
+    every: int = 0  # frames from one key frame to the next, of all windows; 0: before the first
+
+    @property
+    def frames(self) -> int:
+        """How many there are labels of."""
+        return sum(map(len, self.clusters.parts))
+
+    def with_window(self, window: Window, shared: int, *, linked: bool = True) -> Carried:
+        """One more, whose first `shared` frames are known by then; by them identities are `linked`."""
+        if not linked:
+            own = window.labels[shared if self.clusters.parts else 0 :].astype(np.int32)
+            count = max(self.clusters.count, window.count)
+            return replace(self, clusters=Numbers((*self.clusters.parts, own), count))
+        clusters, _ = self.clusters.joined_by(window.labels, window.count, shared)
+        if window.leaves is None or window.tree is None:
+            return replace(self, clusters=clusters)
+        leaves, number = self.leaves.joined_by(window.leaves, window.tree.leaves, shared)
+        more = torch.from_numpy(number)[window.tree.joins]
+        joins, heights = (*self.joins, more), (*self.heights, window.tree.heights)
+        return replace(self, clusters=clusters, leaves=leaves, joins=joins, heights=heights)
+
+    def finished(self, size: tuple[int, int]) -> Segmentation:
+        """The whole video."""
+        labels = np.concatenate(self.clusters.parts)
+        if not self.leaves.parts:
+            return Segmentation(size, labels, None, None)
+        tree = joined(self.leaves.count, torch.cat(self.joins), torch.cat(self.heights))
+        return Segmentation(size, labels, np.concatenate(self.leaves.parts), tree)
+
+    def kept(self) -> dict[str, Any]:
+        """As tensors and numbers, for a file."""
+        parts = {"clusters": self.clusters, "leaves": self.leaves}
+        labels = {name: torch.from_numpy(np.concatenate(of.parts)) for name, of in parts.items() if of.parts}
+        counts = {name: of.count for name, of in parts.items()}
+        tree = {"joins": list(self.joins), "heights": list(self.heights)}
+        return {"labels": labels, "counts": counts, "every": self.every, **tree}
+
+    @staticmethod
+    def recalled(kept: Mapping[str, Any]) -> Carried:
+        """What `kept` gave."""
+        clusters, leaves = (
+            Numbers((kept["labels"][name].numpy(),) if name in kept["labels"] else (), kept["counts"][name])
+            for name in ("clusters", "leaves")
+        )
+        return Carried(clusters, leaves, tuple(kept["joins"]), tuple(kept["heights"]), kept["every"])
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The objects of a video on the grid of its tokens; every cluster is one, the background's too."""
+
+    size: tuple[int, int]  # H, W of the video, px
+    labels: Integer[np.ndarray, "t h w"]  # clusters of the published procedure at tau, from 0
+    leaves: Integer[np.ndarray, "t h w"] | None  # of the hierarchy
+    tree: Tree | None
+
+    @property
+    def clusters(self) -> int:
+        """How many there are, some perhaps without a token."""
+        return int(self.labels.max(initial=-1)) + 1
+
+    @property
+    def largest(self) -> int:
+        """The cluster that covers most, over the whole video."""
+        return int(np.bincount(self.labels.ravel()).argmax())
+
+    def at(self, height: float) -> Integer[np.ndarray, "t h w"]:
+        """Clusters of the hierarchy with all joins up to `height` made: a look-up, nothing is computed.
+
+        Raises UsageError where there is no hierarchy.
+        """
+        if self.tree is None or self.leaves is None:
+            raise UsageError("this segmentation has no hierarchy; set segmenting.finest, e.g. to 0.5")
+        found: Integer[np.ndarray, "t h w"] = cut(self.tree, height).numpy()[self.leaves]
+        return found
+
+    def masks(self, labels: Integer[np.ndarray, "t h w"] | None = None) -> Iterator[LabelMap]:
+        """Label maps at the video's size, one frame at a time: cluster k is id k+1, 0 is nobody.
+
+        Nearest, as published. 16 bits where an 8-bit PNG would not hold the ids (254).
+        """
+        chosen = self.labels if labels is None else labels
+        kind = np.uint8 if chosen.max(initial=-1) + 1 <= 254 else np.uint16
+        rows, columns = (
+            np.arange(full) * grid // full for full, grid in zip(self.size, chosen.shape[1:], strict=True)
+        )
+        for frame in chosen:
+            yield (frame[rows][:, columns] + 1).astype(kind)
