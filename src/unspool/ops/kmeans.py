@@ -83,9 +83,13 @@ def _quiet(share: float) -> None:
     pass
 
 
+@torch.no_grad()
 def nearest(points: Float[Tensor, "n d"], centres: Float[Tensor, "k d"]) -> Int64[Tensor, " n"]:
     """The number of the nearest centre of every point, the first on ties."""
-    return torch.cat([labels for _, labels, _ in _chunks(points, centres)])
+    found = points.new_empty(len(points), dtype=torch.long)
+    for part, labels, _ in _chunks(points, centres):
+        found[part] = labels
+    return found
 
 
 def _some(
@@ -134,18 +138,13 @@ def _lloyd(
     progress: Callable[[float], None],
 ) -> tuple[Float[Tensor, "k d"], float]:
     """Centres after the iterations, and the sum of squared distances to those before the last."""
-    k, cost, last = len(centres), math.inf, points.new_empty(0, dtype=torch.long)
+    k, cost, last = len(centres), math.inf, torch.full((len(points),), -1, device=points.device)
     for iteration in range(how.iterations):
         sums, counts = torch.zeros_like(centres), torch.zeros(k, device=points.device)
-        found, distances = [], []
-        start = 0
-        for part, labels, distance in _chunks(points, centres):
-            often = None if weights is None else weights[start : start + len(part)]
-            _add(sums, counts, part, labels, often)
-            start += len(part)
-            found.append(labels)
-            distances.append(distance)
-        now, far = torch.cat(found), torch.cat(distances)
+        now, far = torch.empty_like(last), points.new_empty(len(points))
+        for part, labels, distances in _chunks(points, centres):
+            _add(sums, counts, points[part], labels, None if weights is None else weights[part])
+            now[part], far[part] = labels, distances
         cost = float(far.double().sum() if weights is None else far.double() @ weights.double())
         still = torch.equal(now, last)
         progress((how.iterations - iteration if still else 1) / how.iterations / how.tries)
@@ -163,12 +162,19 @@ def _lloyd(
 
 def _chunks(
     points: Float[Tensor, "n d"], centres: Float[Tensor, "k d"]
-) -> Iterator[tuple[Float[Tensor, "m d"], Int64[Tensor, " m"], Float[Tensor, " m"]]]:
-    """(points, nearest centre, squared distance to it), part by part."""
+) -> Iterator[tuple[slice, Int64[Tensor, " m"], Float[Tensor, " m"]]]:
+    """(place of some points, their nearest centres, squared distances to them), part by part.
+
+    Products of all parts are made in one place: allocated anew, they leave holes that none fits again.
+    """
     towards, square = -2 * centres.T, centres.square().sum(dim=1)
-    for part in torch.split(points, max(1, PRODUCTS // len(centres))):
-        near, labels = torch.addmm(square, part, towards).min(dim=1)
-        yield part, labels, near.add_(part.square().sum(dim=1)).clamp_(min=0)
+    size = max(1, PRODUCTS // len(centres))
+    held = points.new_empty(min(size, len(points)), len(centres))
+    for start in range(0, len(points), size):
+        part = slice(start, min(start + size, len(points)))
+        some = points[part]
+        near, labels = torch.addmm(square, some, towards, out=held[: len(some)]).min(dim=1)
+        yield part, labels, near.add_(some.square().sum(dim=1)).clamp_(min=0)
 
 
 def _add(

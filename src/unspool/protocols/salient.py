@@ -8,7 +8,9 @@ are bool. Sources: leopart experiments/fully_unsup_seg; Timetuning cluster_based
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -347,13 +349,13 @@ def _clusters(
     groups = [splits] if how.together else [[kept] for kept in splits]
     reduces, centres = [], []
     for group in groups:
-        seen = [
+        seen = (
             moments(rows, _often(kept, len(rows) // _cells(kept), how, device) if how.pixels else None)
             for kept in group
             for part in _parts(kept)
             for rows in [_rows(kept, part, device)]
-        ]
-        reduce = reduction(sum(seen[1:], seen[0]), how.dims)
+        )
+        reduce = reduction(functools.reduce(operator.add, seen), how.dims)
         points, often = _points(group, reduce, how, device, how.seed)
         weights = often if how.pixels else None
         centres += [kmeans.fit(points, how.clusters, how.seed, how.kmeans, weights)] * len(group)
