@@ -275,11 +275,12 @@ def _smoothed(
     once, and single rows. Where too many remain to be added, one product of all pairs is made.
     """
     order = _side_by_side(near)
-    sets = _as_runs(near[order][:, order])
-    if sets.sum() > CROWDED * near.numel():
+    sets = _as_runs(near[:, order])
+    members = sets.flatten().nonzero()[:, 0]
+    if len(members) > CROWDED * near.numel():
         smooth = _added(near.to(rows.dtype), rows)
     else:
-        smooth = _added_by_runs(rows, order, sets)
+        smooth = _added_by_runs(rows, order, members, sets.shape[1])
     total = smooth.sum(1) if distance == "kl" else near.sum(1)
     return smooth.div_(total[:, None])
 
@@ -302,17 +303,20 @@ def _as_runs(pairs: Bool[Tensor, "n n"]) -> Bool[Tensor, "n members"]:
 
 
 def _added_by_runs(
-    rows: Float[Tensor, "n m"],
-    order: Int64[Tensor, " n"],
-    sets: Bool[Tensor, "n members"],
+    rows: Float[Tensor, "n m"], order: Int64[Tensor, " n"], members: Int64[Tensor, " all"], count: int
 ) -> Float[Tensor, "n m"]:
-    smooth, starts = torch.empty_like(rows), pad(sets.sum(1).cumsum(0), (1, 0))
-    members = sets.flatten().nonzero()[:, 0].remainder_(sets.shape[1])
+    """`members`: of the sets of `count` single rows, runs and runs of runs, one set after the other."""
+    smooth, first = torch.empty_like(rows), torch.arange(0, (len(rows) + 1) * count, count)
+    starts, members = torch.searchsorted(members, first.to(members.device)), members.remainder(count)
+    singles = len(rows) + -len(rows) % RUN**2
+    runs, table = singles + singles // RUN, rows.new_zeros(count, min(ADDED, rows.shape[1]))
     for columns in slices(rows.shape[1], ADDED):
-        singles = pad(rows[order, columns], (0, 0, 0, -len(rows) % RUN**2))
-        runs = singles.view(-1, RUN, singles.shape[1]).sum(1)
-        table = torch.cat([singles, runs, runs.view(-1, RUN, singles.shape[1]).sum(1)])
-        smooth[order, columns] = embedding_bag(members, table, starts, mode="sum", include_last_offset=True)
+        part = rows[:, columns]
+        held = table[:, : part.shape[1]]
+        torch.index_select(part, 0, order, out=held[: len(rows)])
+        torch.sum(held[:singles].unflatten(0, (-1, RUN)), 1, out=held[singles:runs])
+        torch.sum(held[singles:runs].unflatten(0, (-1, RUN)), 1, out=held[runs:])
+        smooth[:, columns] = embedding_bag(members, held, starts, mode="sum", include_last_offset=True)
     return smooth
 
 

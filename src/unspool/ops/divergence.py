@@ -111,15 +111,19 @@ def compared(
     dual = torch.empty_like(a) if hold else None
     own = a.new_zeros(len(a))
     for columns in slices(a.shape[1]):
-        part = _dual(a[:, columns], centre[columns], distance)
+        held = None if dual is None else dual[:, columns]
+        part = _dual(a[:, columns], centre[columns], distance, held)
         own += torch.einsum("nc,nc->n", a[:, columns], part)
-        if dual is not None:
-            dual[:, columns] = part
     return Compared(a, dual, own, centre, distance)
 
 
-def _dual(a: Float[Tensor, "n c"], centre: Float[Tensor, " c"], distance: Distance) -> Float[Tensor, "n c"]:
-    return a.log().sub_(centre) if distance == "kl" else a - centre
+def _dual(
+    a: Float[Tensor, "n c"],
+    centre: Float[Tensor, " c"],
+    distance: Distance,
+    out: Float[Tensor, "n c"] | None = None,
+) -> Float[Tensor, "n c"]:
+    return torch.log(a, out=out).sub_(centre) if distance == "kl" else torch.sub(a, centre, out=out)
 
 
 def slices(columns: int, width: int | None = None) -> Iterator[slice]:
@@ -148,7 +152,10 @@ def head_mean_attention(
     for start in range(0, tokens, ROWS):
         part = found[start : start + ROWS]
         for head in range(heads):
-            weights = torch.softmax(scaled[head, start : start + ROWS] @ keys[head].T, dim=1)
-            part.copy_(weights) if head == 0 else part.add_(weights)
+            products = scaled[head, start : start + ROWS] @ keys[head].T
+            if head == 0:
+                torch.softmax(products, dim=1, out=part)
+            else:
+                part.add_(torch.softmax(products, dim=1))
         part.div_(heads).clamp_(min=eps)
     return found
