@@ -49,25 +49,31 @@ class Footage:
         return iter(self.images)
 
 
+class Stopwatch:
+    """The seconds that encoding took."""
+
+    def __init__(self, device: str) -> None:
+        self.seconds, self.last, self.on_gpu = 0.0, perf_counter(), torch.device(device).type == "cuda"
+
+    def __call__(self, stage: str, frames: float) -> None:
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        now = perf_counter()
+        self.seconds += now - self.last if stage == "encode" else 0.0
+        self.last = now
+
+
 def measured(model: str, precision: str, video: Footage, device: str) -> tuple[float, float, Any]:
-    """Seconds of encoding and of everything, the best of some rounds; and the labels."""
+    """Seconds of encoding and of everything, the best of some rounds after a first; and the labels."""
     name, _, size = model.partition(":")
     given = {"model": name, "device": device, "precision": precision}
     settings = resolve_segment_settings({**given, **({"resolution": size} if size else {})})
     correlator, how = correlator_of(settings), segmenting_of(segmenting_record(settings))
     encoding, whole = [], []
     for _ in range(ROUNDS + 1):
-        spent, last = [0.0], [started := perf_counter()]
-
-        def told(stage: str, frames: float, spent: list[float] = spent, last: list[float] = last) -> None:
-            if stage == "encode" and device != "cpu":
-                torch.cuda.synchronize()
-            now = perf_counter()
-            spent[0] += now - last[0] if stage == "encode" else 0.0
-            last[0] = now
-
-        found = segment(video, correlator, how, progress=told)
-        encoding.append(spent[0])
+        started, watch = perf_counter(), Stopwatch(device)
+        found = segment(video, correlator, how, progress=watch)
+        encoding.append(watch.seconds)
         whole.append(perf_counter() - started)
     return min(encoding[1:]), min(whole[1:]), found.labels
 
@@ -89,7 +95,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     video = Footage(args.video, args.frames)
-    count = args.frames
+    count = len(video.images)
     for model in args.models:
         encode, whole, labels = measured(model, "fp32", video, args.device)
         low_encode, low_whole, low_labels = measured(model, "bf16", video, args.device)

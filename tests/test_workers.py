@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -253,3 +254,21 @@ def test_a_command_on_the_cluster_is_stopped_by_ctrl_c_and_continued(cluster: st
     record = json.loads((tmp_path / "result" / "run.json").read_text())
     assert sorted((v["name"], v["status"]) for v in record["videos"]) == [(n, "done") for n in NAMES]
     assert len(masks(tmp_path / "result")) == 160
+
+
+def test_what_is_fetched_whole_replaces_what_an_earlier_beginning_left_here(tmp_path: Path) -> None:
+    home = tmp_path / "videos" / "clip"
+    home.mkdir(parents=True)
+    (home / ".unfinished.pt").write_bytes(b"kept")
+    (home / "mask.png").write_bytes(b"old")
+    whole = {"videos/clip/mask.png": b"new", "videos/clip/done.json": b"{}"}
+    kinds = ("TaskCancelledError", "RayTaskError", "RayError")
+    for sent in ({"videos/clip/mask.png": b"new"}, whole):
+        ray = SimpleNamespace(
+            get=lambda reference, sent=sent: ({}, sent),
+            exceptions=SimpleNamespace(**{kind: type(kind, (Exception,), {}) for kind in kinds}),
+        )
+        workers._fetched(ray, None, SimpleNamespace(name="clip"), tmp_path)
+        assert (home / ".unfinished.pt").exists() == (sent is not whole)
+        assert (home / "mask.png").read_bytes() == b"new"
+    assert sorted(path.name for path in home.iterdir()) == ["done.json", "mask.png"]

@@ -46,7 +46,10 @@ class Numbers:
         """With another window, whose first frames are `shared`; and the number of each of its clusters."""
         if not self.parts:
             return Numbers((labels.astype(np.int32),), count), np.arange(count)
-        before = np.concatenate(self.parts[-2:])[-shared:]
+        last = len(self.parts) - 1
+        while sum(map(len, self.parts[last:])) < shared:
+            last -= 1
+        before = np.concatenate(self.parts[last:])[-shared:]
         number = same(before, labels[:shared], count, self.count)
         more = number[labels[shared:]].astype(np.int32)
         return Numbers((*self.parts, more), max(self.count, int(number.max(initial=-1)) + 1)), number
@@ -111,7 +114,7 @@ class Carried:
     def kept(self) -> dict[str, Any]:
         """As tensors and numbers, for a file."""
         parts = {"clusters": self.clusters, "leaves": self.leaves}
-        labels = {name: torch.from_numpy(np.concatenate(of.parts)) for name, of in parts.items() if of.parts}
+        labels = {name: _small(of) for name, of in parts.items() if of.parts}
         counts = {name: of.count for name, of in parts.items()}
         tree = {"joins": list(self.joins), "heights": list(self.heights)}
         return {"labels": labels, "counts": counts, "every": self.every, **tree}
@@ -119,11 +122,17 @@ class Carried:
     @staticmethod
     def recalled(kept: Mapping[str, Any]) -> Carried:
         """What `kept` gave."""
+        labels = {name: (found.numpy().astype(np.int32),) for name, found in kept["labels"].items()}
         clusters, leaves = (
-            Numbers((kept["labels"][name].numpy(),) if name in kept["labels"] else (), kept["counts"][name])
-            for name in ("clusters", "leaves")
+            Numbers(labels.get(name, ()), kept["counts"][name]) for name in ("clusters", "leaves")
         )
         return Carried(clusters, leaves, tuple(kept["joins"]), tuple(kept["heights"]), kept["every"])
+
+
+def _small(numbers: Numbers) -> Tensor:
+    """All labels, in as few bytes as they take."""
+    kind = next(k for k in (np.uint8, np.int16, np.int32) if numbers.count <= np.iinfo(k).max)
+    return torch.from_numpy(np.concatenate([part.astype(kind) for part in numbers.parts]))
 
 
 @dataclass(frozen=True)

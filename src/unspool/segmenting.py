@@ -13,6 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -131,7 +132,8 @@ def segment(
         every = carried.every or how.keys(len(maps))
         if attended and how.represent == "block":
             attended(_key_frames(maps, correlator, every, max(0, carried.frames - how.overlap)))
-        window = segment_maps(maps, correlator, how, every, told)
+        fresh = 1 - (how.overlap if carried.frames else 0) / len(maps)
+        window = segment_maps(maps, correlator, how, every, partial(_of_fresh, told, fresh))
         by_frame = how.represent == "attention"
         carried = replace(carried.with_window(window, how.overlap, linked=not by_frame), every=every)
         if after_window:
@@ -146,6 +148,11 @@ def segment(
             stacklevel=2,
         )
     return carried.finished((video.height, video.width))
+
+
+def _of_fresh(progress: Progress, share: float, stage: str, frames: float) -> None:
+    """Of a window, only the frames that were not in the one before count."""
+    progress(stage, share * frames)
 
 
 def _quiet(stage: str, frames: float) -> None:

@@ -43,7 +43,7 @@ def mask_path(folder: Path, name: str, index: int) -> Path:
 
 def unfinished_path(folder: Path, name: str) -> Path:
     """What the job of a video needs to go on, until it is done (`verbs/unfinished.py`)."""
-    return folder / "videos" / name / "unfinished.pt"
+    return folder / "videos" / name / ".unfinished.pt"  # hidden, as all that is not whole: never copied
 
 
 class Lane:

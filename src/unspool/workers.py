@@ -315,6 +315,9 @@ def _fetched(ray: Any, reference: Any, job: Any, folder: Path) -> Json | BaseExc
         return UnspoolError(f"{job.name}: the task failed on its machine: {error.cause}")
     except ray.exceptions.RayError as error:
         return UnspoolError(f"{job.name}: {LOST} ({type(error).__name__})")
+    if any(name.endswith("done.json") for name in sent):  # then what an earlier beginning left goes
+        for stale in set(files_of(folder, job.name)) - {folder / name for name in sent}:
+            stale.unlink()
     for name in sorted(sent, key=lambda path: (path.endswith("done.json"), path)):  # which says: all is there
         with written_whole(folder / name) as part:
             part.write_bytes(sent[name])

@@ -314,8 +314,8 @@ def _added_by_runs(
         part = rows[:, columns]
         held = table[:, : part.shape[1]]
         torch.index_select(part, 0, order, out=held[: len(rows)])
-        torch.sum(held[:singles].unflatten(0, (-1, RUN)), 1, out=held[singles:runs])
-        torch.sum(held[singles:runs].unflatten(0, (-1, RUN)), 1, out=held[runs:])
+        torch.sum(held[:singles].view(-1, RUN, held.shape[1]), 1, out=held[singles:runs])
+        torch.sum(held[singles:runs].view(-1, RUN, held.shape[1]), 1, out=held[runs:])
         smooth[:, columns] = embedding_bag(members, held, starts, mode="sum", include_last_offset=True)
     return smooth
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from unspool.verbs.segment_settings import (
     segmenting_of,
     segmenting_record,
 )
-from unspool.verbs.unfinished import decisive, kept_files, read_unfinished, write_unfinished
+from unspool.verbs.unfinished import KEEP_EVERY, decisive, kept_files, read_unfinished, write_unfinished
 from unspool.video import open_video
 from unspool.video_result import VideoResult
 
@@ -65,25 +65,17 @@ def segment_video(job: SegmentJob, report: Report, stop: Stop) -> Json:
 def _segment_video(
     job: SegmentJob, report: Report, stop: Stop, caught: list[warnings.WarningMessage]
 ) -> Json:
-    from unspool.segmentation import Carried  # noqa: PLC0415
-    from unspool.segmenting import segment  # noqa: PLC0415
-    from unspool.segments import AttentionWriter, refined_masks, write_hierarchy, write_tree  # noqa: PLC0415
+    from unspool.segments import refined_masks, write_hierarchy, write_tree  # noqa: PLC0415
 
     started = perf_counter()
     correlator, identity = correlator_of(job.settings), job.identity
     clock = Clock(job.name, report, stop)
-    made_by = _made_by(job, identity)
-    earlier = read_unfinished(job.folder, job.name, made_by) or {}
-    carried = Carried.recalled(earlier["carried"]) if earlier else Carried()
     with open_video(job.source) as whole:
         video = Some(whole, job.settings.every)
         memory = memory_for_clustering(job.settings, video, correlator, job.segmenting)
         how = segmenting_of(job.segmenting, memory)
-        again = max(0, carried.frames - how.overlap)
-        clock.total = len(video)
-        clock.totals = {"reading again": again, **dict.fromkeys(("encode", "cluster"), len(video) - again)}
-        told = {"video": job.name, "frames": len(video), "begun": carried.frames, "notes": []}
-        report({"event": "video", **told})
+        made_by = _made_by(job, identity, video)
+        earlier = read_unfinished(job.folder, job.name, made_by) or {}
         with VideoResult(
             job.folder,
             job.name,
@@ -95,21 +87,14 @@ def _segment_video(
             pixel_aspect=whole.pixel_aspect,
             kept=kept_files(job.folder, job.name, earlier),
         ) as result:
-            page = job.folder / "data" / f"{job.name}.tree"
-            key_frames = -(-len(video) // how.keys(len(video)))
-            attention = AttentionWriter(page, key_frames, **earlier.get("attention", {}))
 
             def seconds() -> Json:
                 now = {**clock.timings, "all": perf_counter() - started}
                 return _together(earlier.get("seconds", {}), now)
 
-            def keep(carried: Carried) -> None:
-                state = {"carried": carried.kept(), "attention": attention.state, "seconds": seconds()}
-                write_unfinished(result, made_by, attention.files, state)
-
-            found = segment(
-                video, correlator, how, progress=clock, attended=attention, carried=carried, after_window=keep
-            )
+            page = job.folder / "data" / f"{job.name}.tree"
+            keeping = Keeping(result, made_by, earlier, seconds)
+            found, shown = _segmentation(video, correlator, how, page, clock, keeping)
             clock.begin("writing")
             refining = refining_of(job.settings)
             patch = video.height / found.labels.shape[1]
@@ -135,8 +120,63 @@ def _segment_video(
                     "grid": list(found.labels.shape[1:]),
                     "timings": {**took, "write": round(result.seconds_writing, 3)},
                 },
-                page={"segments": for_page(job, found, tree, attention.shown, how)},
+                page={"segments": for_page(job, found, tree, shown, how)},
             )
+
+
+def _segmentation(
+    video: Some, correlator: Any, how: Any, page: Path, clock: Clock, keeping: Keeping
+) -> tuple[Any, Sequence[int]]:
+    """The clusters of the video, from where an earlier run was; and which frames' attention the page has."""
+    from unspool.segmentation import Carried  # noqa: PLC0415
+    from unspool.segmenting import segment  # noqa: PLC0415
+    from unspool.segments import AttentionWriter  # noqa: PLC0415
+
+    earlier, total = keeping.earlier, len(video)
+    carried = Carried.recalled(earlier["carried"]) if earlier else Carried()
+    attention = AttentionWriter(page, -(-total // how.keys(total)), **earlier.get("attention", {}))
+    again = max(0, carried.frames - how.overlap)
+    clock.total = total
+    clock.totals = {"reading again": again, "encode": total - again, "cluster": total - carried.frames}
+    clock.report({"event": "video", "video": clock.video, "frames": total, "begun": carried.frames})
+    try:
+        found = segment(
+            video,
+            correlator,
+            how,
+            progress=clock,
+            attended=attention,
+            carried=carried,
+            after_window=lambda known: keeping.after_window(known, attention),
+        )
+    finally:
+        keeping.write()
+    return found, attention.shown
+
+
+class Keeping:
+    """What is known after a window, kept for a later run: twice a minute, and when no more windows come."""
+
+    def __init__(
+        self, result: VideoResult, made_by: Json, earlier: Json, seconds: Callable[[], Json]
+    ) -> None:
+        self.result, self.made_by, self.earlier, self.seconds = result, made_by, earlier, seconds
+        self.known: tuple[Any, Json, list[Path]] | None = None  # clusters, state and files of the attention
+        self.written = perf_counter()
+
+    def after_window(self, carried: Any, attention: Any) -> None:
+        """Another window is clustered."""
+        self.known = carried, attention.state, attention.files
+        if perf_counter() - self.written > KEEP_EVERY:
+            self.write()
+
+    def write(self) -> None:
+        """Write what is known, if it is more than an earlier run has left. Raises OutputError."""
+        if self.known is not None:
+            carried, attention, files = self.known
+            state = {"carried": carried.kept(), "attention": attention, "seconds": self.seconds()}
+            write_unfinished(self.result, self.made_by, files, state)
+            self.known, self.written = None, perf_counter()
 
 
 def _together(before: Json, now: Json) -> Json:
@@ -144,9 +184,10 @@ def _together(before: Json, now: Json) -> Json:
     return {stage: round(before.get(stage, 0) + now.get(stage, 0), 3) for stage in {**before, **now}}
 
 
-def _made_by(job: SegmentJob, identity: Json) -> Json:
-    """All that decides clusters; what refines masks comes after."""
+def _made_by(job: SegmentJob, identity: Json, video: Some) -> Json:
+    """What decides clusters; what refines masks comes after. Of an address, no stamp tells what it holds."""
     chosen = {"segmenting": job.segmenting, "every": job.settings.every}
+    identity = {**identity, "frames": len(video), "size": (video.height, video.width)}
     model, settings = correlator_record(job.settings), job.settings
     return decisive(identity, chosen, model, settings.precision, settings.device)
 

@@ -24,7 +24,10 @@ KEEP_EVERY = 30.0  # s: what a kill may cost
 
 
 def decisive(identity: Json, settings: Json, model: Json, precision: str, device: str) -> Json:
-    """All that decides labels, to the last bit: the files of a job, the settings, the model, the machine."""
+    """What decides labels: the files of a job, the settings, the model, the versions, the device.
+
+    Other numbers of threads round differently, in the last bit; they are not looked at.
+    """
     import torch  # noqa: PLC0415 (only when work starts)
 
     from unspool.encoders import device_named  # noqa: PLC0415
@@ -48,7 +51,7 @@ def write_unfinished(
     files = [str(path.relative_to(result.folder)) for path in beside]
     torch.save({"of": digest(made_by), "files": files, **content}, buffer)
     with written_whole(unfinished_path(result.folder, result.name)) as part:
-        part.write_bytes(buffer.getvalue())
+        part.write_bytes(buffer.getbuffer())
 
 
 def read_unfinished(folder: Path, name: str, made_by: Json) -> Json | None:
