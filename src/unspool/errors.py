@@ -18,7 +18,9 @@ Every message names the file, the value and the remedy.
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
+from warnings import WarningMessage
 
 if TYPE_CHECKING:
     from av import FFmpegError
@@ -80,3 +82,8 @@ class ShapeError(UnspoolError, ValueError):
 
 class UnspoolWarning(UserWarning):
     """Something was lost or guessed, and the work goes on."""
+
+
+def told_by(caught: Iterable[WarningMessage]) -> list[str]:
+    """What the `UnspoolWarning`s among caught warnings say, each once, in their order."""
+    return list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UnspoolWarning)))

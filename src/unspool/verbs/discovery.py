@@ -15,7 +15,7 @@ from unspool.data.segtrack import segtrack_sequences
 from unspool.data.sequences import Labelled, davis_sequences, rendered_sequences
 from unspool.data.vos import LabelMap, label_map, mask_trees
 from unspool.data.ytvis import ytvis_sequences
-from unspool.errors import DataError, UnspoolWarning, UsageError
+from unspool.errors import DataError, UnspoolWarning, UsageError, told_by
 from unspool.jobs import Estimate, Plan, Report, Stop
 from unspool.ops.postprocessing import PostProcessing, postprocessed
 from unspool.options import digest, file_stamp, in_words
@@ -220,9 +220,7 @@ def _discover_video(
             scored = score_video(job.name, Prediction(masks), job.video.truth, job.rows, fewer=True)
             return result.finish(
                 seconds=perf_counter() - started,
-                warnings=list(
-                    dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UnspoolWarning))
-                ),
+                warnings=told_by(caught),
                 extra={
                     "identity": identity,
                     "clusters": found.clusters,

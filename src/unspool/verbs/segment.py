@@ -11,7 +11,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from unspool.errors import UnspoolError, UnspoolWarning, UsageError
+from unspool.errors import UnspoolError, UnspoolWarning, UsageError, told_by
 from unspool.inputs import default_folder, expand_inputs, names_of
 from unspool.jobs import Estimate, Plan, Report, Stop
 from unspool.masks import display_colours
@@ -108,9 +108,7 @@ def _segment_video(
             took = seconds()
             return result.finish(
                 seconds=took.pop("all"),
-                warnings=list(
-                    dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UnspoolWarning))
-                ),
+                warnings=told_by(caught),
                 extra={
                     "identity": identity,
                     "clusters": found.clusters,

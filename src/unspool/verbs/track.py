@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from unspool.data.vos import VosSequence
-from unspool.errors import MaskError, UnspoolError, UnspoolWarning, UsageError
+from unspool.errors import MaskError, UnspoolError, UnspoolWarning, UsageError, told_by
 from unspool.inputs import STDIN, default_folder, expand_inputs, masks_of, names_of
 from unspool.jobs import Estimate, Interrupted, Plan, Report, Stop
 from unspool.masks import Labels, Mask, ids_in
@@ -251,9 +251,7 @@ def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warning
                 seconds=seconds,
                 scores=video_scores(scored) if scored else None,
                 curves=curves(scored, taken) if scored else None,
-                warnings=list(
-                    dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UnspoolWarning))
-                ),
+                warnings=told_by(caught),
                 extra={
                     "identity": identity,
                     "notes": notes,
