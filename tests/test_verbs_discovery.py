@@ -55,6 +55,14 @@ def make_single(root: Path) -> Path:
     return root
 
 
+@pytest.mark.parametrize("names", [("--sequences", "rendered-0", "rendered-2"),
+                                   ("--sequences", "rendered-0", "--sequences", "rendered-2")])  # fmt: skip
+def test_several_names_may_follow_one_option(run: Run, names: tuple[str, ...]) -> None:
+    code, out, err = run("eval", "discovery", "--data", "rendered:3", *SMALL, *names, "--dry-run")
+    assert code == 0, err
+    assert [f"rendered-{n} ->" in out for n in range(3)] == [True, False, True]
+
+
 def test_rendered_clips_are_segmented_and_scored(run: Run, tmp_path: Path) -> None:
     command = ("eval", "discovery", "--data", "rendered:2", *SMALL, "-o", "r", "--largest", 3)
     code, out, err = run(*command)

@@ -11,6 +11,9 @@ from cyclopts import App, Parameter
 from unspool.cli.options import MODEL, RUNTIME, ModelOptions, RunOptions, SegmentOptions, run_plan
 from unspool.errors import UsageError
 
+Several = Annotated[
+    list[str] | None, Parameter(consume_multiple=True)
+]  # or each after its own option
 evaluate = App(
     name="eval",
     help="Measure encoders and masks with the protocols of the literature.",
@@ -22,7 +25,7 @@ evaluate = App(
 def eval_tracking(
     *,
     data: str | None = None,
-    sequences: list[str] | None = None,
+    sequences: Several = None,
     pred: Path | None = None,
     truth: Path | None = None,
     protocol: str | None = None,
@@ -85,11 +88,11 @@ def eval_tracking(
 def eval_discovery(
     *,
     data: str | None = None,
-    sequences: list[str] | None = None,
+    sequences: Several = None,
     pred: Path | None = None,
     truth: Path | None = None,
-    protocol: list[str] | None = None,
-    foreground: list[str] | None = None,
+    protocol: Several = None,
+    foreground: Several = None,
     minimum_size: float = 0.0,
     options: SegmentOptions = SegmentOptions(),
     run: RunOptions = RunOptions(),
@@ -98,7 +101,7 @@ def eval_discovery(
 
     Example: `unspool eval discovery --data davis17:DAVIS --model correlator.safetensors`
 
-    Example: `unspool eval discovery --data rendered:8 --protocol fg-ari-video --protocol miou-frame`
+    Example: `unspool eval discovery --data rendered:8 --protocol fg-ari-video miou-frame`
 
     Example: `unspool eval discovery --pred masks/ --truth truth/ --protocol davis17-unsup`
 
@@ -114,7 +117,7 @@ def eval_discovery(
     truth
         Folder of true label PNGs of the same names.
     protocol
-        Repeatable; docs/protocols.md lists them. Default: all that suit the data; davis17-unsup of --pred.
+        As in docs/protocols.md; several may be named. Default: all that suit the data; davis17-unsup of --pred.
     foreground
         Who chooses the one cluster that davis16-* and segtrack-fbms score: label-free, oracle-frame,
         oracle-video, given (every id of the masks). Default: the first three, apart; given with --pred.
@@ -159,8 +162,8 @@ def eval_clustering(
     model: Annotated[str | None, Parameter(group=MODEL)] = None,
     before: Annotated[str | None, Parameter(group=MODEL)] = None,
     resolution: Annotated[int | None, Parameter(group=MODEL)] = None,
-    sequences: list[str] | None = None,
-    protocol: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    sequences: Several = None,
+    protocol: Several = None,
     clusters: int | None = None,
     seeds: int | None = None,
     sample: int | None = None,
