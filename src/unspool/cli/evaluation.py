@@ -117,7 +117,8 @@ def eval_discovery(
     truth
         Folder of true label PNGs of the same names.
     protocol
-        As in docs/protocols.md; several may be named. Default: all that suit the data; davis17-unsup of --pred.
+        As in docs/protocols.md; several may be named. Default: all that suit the data; davis17-unsup of
+        --pred.
     foreground
         Who chooses the one cluster that davis16-* and segtrack-fbms score: label-free, oracle-frame,
         oracle-video, given (every id of the masks). Default: the first three, apart; given with --pred.
