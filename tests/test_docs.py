@@ -101,8 +101,18 @@ def test_every_protocol_and_every_named_model_is_documented() -> None:
     assert all(f"`{name}`" in TEXT[Path("docs/encoders.md")] for name in MODELS)
 
 
+def test_every_page_of_a_protocol_has_the_same_parts_in_the_same_order() -> None:
+    parts = [
+        "What it measures", "Why", "Equations", "What is written",
+        "What the official code does differently", "Commands",
+    ]  # fmt: skip
+    pages = [text for page, text in TEXT.items() if page.parent == Path("docs/protocols")]
+    assert pages
+    assert all(re.findall(r"^## (.+)$", text, re.MULTILINE) == parts for text in pages)
+
+
 def test_every_data_set_of_discovery_is_documented() -> None:
-    assert all(f"`{name}:" in TEXT[Path("docs/protocols.md")] for name in (*KINDS, "rendered"))
+    assert all(f"`{name}:" in TEXT[Path("docs/protocols/discovery.md")] for name in (*KINDS, "rendered"))
 
 
 @pytest.mark.parametrize("name", PRESETS)
