@@ -14,7 +14,8 @@ from unspool.cli import app
 from unspool.data.layouts import LAYOUTS
 from unspool.encoders import MODELS
 from unspool.masks import write_mask
-from unspool.protocols import discovery
+from unspool.metrics.scores import COLUMNS
+from unspool.protocols import clustering, discovery, linear
 from unspool.protocols.tracking import PROTOCOLS
 from unspool.rendered import render
 from unspool.tracking import PRESETS, tracking_preset
@@ -99,6 +100,9 @@ def test_every_verb_is_documented() -> None:
 def test_every_protocol_and_every_named_model_is_documented() -> None:
     assert all(f"`{name}`" in TEXT[Path("docs/protocols.md")] for name in (*PROTOCOLS, *discovery.PROTOCOLS))
     assert all(f"`{name}`" in TEXT[Path("docs/encoders.md")] for name in MODELS)
+    assert all(f"`{name}`" in TEXT[Path("docs/protocols/clustering.md")] for name in clustering.PROTOCOLS)
+    assert all(f"`{name}`" in TEXT[Path("docs/protocols/heads.md")] for name in linear.RECIPES)
+    assert all(f"`{name}`" in TEXT[Path("docs/protocols/tracking.md")] for name in COLUMNS)
 
 
 def test_every_page_of_a_protocol_has_the_same_parts_in_the_same_order() -> None:
