@@ -42,6 +42,14 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_a_map_of_other_channels_than_the_block_reads_is_refused(encoder: Any) -> None:
+    block = Correlator(encoder, features="layer1")
+    with pytest.raises(
+        UsageError, match=r"map 'layer1' of 'random-resnet18' has 64 channels; .*e\.g\. tokens"
+    ):
+        block.embedded(torch.zeros(2, 64, 3, 4))
+
+
 def test_rows_of_attention_and_features_are_those_of_the_plain_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unspool.encoders.correlator.ROWS", 4)
     block = Block(12, 3).double()

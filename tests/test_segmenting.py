@@ -155,6 +155,21 @@ def test_granularity_is_a_look_up() -> None:
         segment(Moving(6), correlator(), replace(HOW, finest=None)).at(1.0)
 
 
+@pytest.mark.parametrize("frames", [1, 5, 8, 9])
+def test_a_clip_without_a_whole_stride_is_refused(frames: int) -> None:
+    how = replace(HOW, key_every=10, whole_strides=True)
+    with pytest.raises(UsageError, match=f"{frames} frames hold no whole stride of key_every = 10"):
+        segment(Moving(frames), correlator(), how)
+
+
+@pytest.mark.filterwarnings("ignore:moving")
+@pytest.mark.parametrize(("distance", "clusters"), [("cosine", 1), ("kl", 1), ("euclidean", 3)])
+def test_features_may_be_compared_by_their_euclidean_distance(distance: Any, clusters: int) -> None:
+    clustering = Clustering(tau=2.5, distance=distance)  # no cosine distance is above 2
+    how = replace(HOW, represent="features", finest=None, clustering=clustering)
+    assert segment(Moving(4), correlator(), how).clusters == clusters
+
+
 def test_progress_counts_all_frames() -> None:
     seen: list[tuple[str, float]] = []
     segment(Moving(10), correlator(), replace(HOW, window=6, overlap=2), progress=lambda *e: seen.append(e))

@@ -198,17 +198,43 @@ def test_seconds_of_many_short_steps_add_up(monkeypatch: pytest.MonkeyPatch) -> 
     assert clock.timings == {"cluster": 0.4}
 
 
+@pytest.mark.parametrize(
+    ("options", "distance", "finest"),
+    [
+        ((), "kl", 0.5),
+        (("--tau", "0.2"), "kl", 0.2),
+        (("--set", "represent=features"), "cosine", 0.07),
+        (
+            ("--set", "represent=features", "--set", "clustering.distance=euclidean", "--tau", "9"),
+            "euclidean",
+            0.07,
+        ),
+    ],
+)
+def test_the_record_names_the_distance_and_the_finest_threshold_that_are_used(
+    run: Run, tmp_path: Path, options: tuple[str, ...], distance: str, finest: float
+) -> None:
+    make_clip(tmp_path / "clip.mp4", frames=2)
+    code, _, err = run("segment", "clip.mp4", *SMALL, "-o", "r", *options)
+    assert code == 0, err
+    made = read(tmp_path / "r/run.json")["config"]["segmenting"]
+    assert (made["clustering"]["distance"], made["finest"]) == (distance, finest)
+
+
 # ---------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--tau", "0"), "clustering.tau = 0.0 is out of range"),
+        (("--tau", "0"), "clustering.tau = 0.0 is out of range: above 0"),
+        (("--tau", "inf"), "clustering.tau = inf is out of range"),
         (("--every", "0"), "--every 0"),
         (("--key-ratio", "2"), "--key-ratio 2.0"),
         (("--resolution", "big"), "--resolution big"),
-        (("--window", "5"), "segmenting.window = 5"),
+        (("--window", "5"), "segmenting.window = 5 is out of range: more than the overlap of windows, 12"),
+        (("--set", "represent=attention"), "represent = attention needs a ViT"),
+        (("--set", "represent=features", "--set", "clustering.distance=kl"), "take cosine or euclidean"),
         (("--memory", "1MB"), "the least that works is --memory"),
         (("--set", "windo=9"), "did you mean 'window'"),
         (("--set", "represent=3"), "expected str"),

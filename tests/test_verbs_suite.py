@@ -271,7 +271,7 @@ def test_latex_is_escaped() -> None:
     text = latex(escaped())
     assert r"100\% of\_a \& b | c <d> \#1 \textbackslash{}x {\textasciigrave}code\_1|2" in text
     assert r"R\_1 $\pm$ | (published) & -- \\" in text
-    assert r"--$^{1}$ (12.3)" in text
+    assert r"--$^{1}$ (12.3 " in text
 
 
 def test_markdown_is_escaped() -> None:

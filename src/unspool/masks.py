@@ -90,7 +90,9 @@ def _read_ids(path: Path) -> Labels:
         raise MaskError(f"{path}: no such file; give the path of a mask image (indexed PNG)") from None
     except (OSError, SyntaxError, ValueError) as error:
         reason = "is empty (0 bytes)" if path.is_file() and not path.stat().st_size else str(error)
-        raise MaskError(f"{path}: cannot be read as a mask ({reason}); save it as an indexed PNG") from error
+        raise MaskError(
+            f"{path}: cannot be read as a mask ({reason}); save it as an indexed PNG, or unpack it again"
+        ) from error
     if ids.dtype.itemsize == 1:  # 8 bits, or 1
         return ids.astype(np.uint8)
     if ids.min() < 0 or ids.max() > 65535:

@@ -10,6 +10,7 @@ A video of at most one window gets exactly the clusters of the published procedu
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -72,18 +73,19 @@ class Segmenting:
     memory: int = 2 << 30  # bytes that clustering may take; never changes a label
 
     def __post_init__(self) -> None:
-        for name, valid in (
-            ("represent", self.represent in ("block", "attention", "features", "fused")),
-            ("finest", self.finest is None or self.finest > 0),
-            ("resolution", self.resolution is None or min(self.resolution) >= 1),
-            ("key_every", self.key_every >= 0),
-            ("overlap", self.overlap >= 1),
-            ("window", self.window > self.overlap),
-            ("normalisation", self.normalisation in ("imagenet", "kinetics")),
-            ("memory", self.memory >= 1),
+        represents, normalisations = ("block", "attention", "features", "fused"), ("imagenet", "kinetics")
+        for name, valid, wanted in (
+            ("represent", self.represent in represents, ", ".join(represents)),
+            ("finest", self.finest is None or 0 < self.finest < math.inf, "above 0, and finite"),
+            ("resolution", self.resolution is None or min(self.resolution) >= 1, "at least 1 px"),
+            ("key_every", self.key_every >= 0, "at least 1; 0 chooses"),
+            ("overlap", self.overlap >= 1, "at least 1"),
+            ("window", self.window > self.overlap, f"more than the overlap of windows, {self.overlap}"),
+            ("normalisation", self.normalisation in normalisations, ", ".join(normalisations)),
+            ("memory", self.memory >= 1, "at least 1 byte"),
         ):
             if not valid:
-                raise UsageError(f"segmenting.{name} = {getattr(self, name)!r} is out of range")
+                raise UsageError(f"segmenting.{name} = {getattr(self, name)!r} is out of range: {wanted}")
 
     def keys(self, frames: int) -> int:
         """Frames from one key frame to the next, of a video (or first window) of `frames` frames."""
@@ -126,7 +128,7 @@ def segment(
     """
     how = how or Segmenting()
     correlator = model if isinstance(model, Correlator) else untrained(model)
-    _check_offers(correlator, how)
+    check_offers(correlator, how)
     carried, told = carried or Carried(), progress or _quiet
     for maps in _windows_of_maps(video, correlator, how, carried.frames, told):
         every = carried.every or how.keys(len(maps))
@@ -167,7 +169,8 @@ def _key_frames(maps: Float[Tensor, "t c h w"], correlator: Correlator, every: i
     return KeyFrames(tuple(frames), (maps.shape[2], maps.shape[3]), queries, keys)
 
 
-def _check_offers(correlator: Correlator, how: Segmenting) -> None:
+def check_offers(correlator: Correlator, how: Segmenting) -> None:
+    """Raises UsageError where the encoder has not what is to be clustered."""
     encoder = correlator.encoder
     if how.represent == "attention" and "attention" not in encoder.offers:
         raise UsageError(
@@ -255,14 +258,14 @@ def segment_maps(
     if how.represent == "attention":
         return _by_frame(maps, how, progress)
     tokens = correlator.embedded(maps)
-    chosen = torch.arange(0, len(maps) - (every - 1 if how.whole_strides else 0), every)
+    chosen = torch.arange(0, max(0, len(maps) - (every - 1 if how.whole_strides else 0)), every)
     if not len(chosen):
         raise UsageError(
             f"{len(maps)} frames hold no whole stride of key_every = {every}; set whole_strides = false"
         )
     clustering, finest = how.clustering, how.finest if how.clustering.algorithm == "windowed" else None
-    if how.represent != "block":
-        clustering = replace(clustering, distance="cosine")
+    if how.represent != "block" and clustering.distance == "kl":
+        clustering = replace(clustering, distance="cosine")  # features are no distributions
     rows = {"block": _attending, "features": _encoded_tokens, "fused": _fused}[how.represent]
     counted = [0.0]
 

@@ -34,7 +34,7 @@ app.command(training)
 
 @app.command
 def demo(*, model: ModelOptions = ModelOptions(), run: RunOptions = RunOptions()) -> int:
-    """Render a clip, carry its objects through it, score the result against the known truth; offline.
+    """Render a clip, cut it into objects and carry its objects through it, scored against the truth; offline.
 
     Leaves a page, the masks, an overlay video, and the rendered clip with its first mask to try `track` on.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,9 +12,7 @@ from cyclopts import App, Parameter
 from unspool.cli.options import MODEL, RUNTIME, ModelOptions, RunOptions, SegmentOptions, run_plan
 from unspool.errors import UsageError
 
-Several = Annotated[
-    list[str] | None, Parameter(consume_multiple=True)
-]  # or each after its own option
+Several = Annotated[list[str] | None, Parameter(consume_multiple=True)]  # or each after its own option
 evaluate = App(
     name="eval",
     help="Measure encoders and masks with the protocols of the literature.",
@@ -65,8 +64,10 @@ def eval_tracking(
         raise UsageError("--pred and --truth belong together: predictions and truth, both as folders of PNGs")
     if (pred is None) == (data is None):
         raise UsageError("give either --data KIND:PATH (an encoder tracks it), or --pred and --truth")
+    names = tuple(sequences or ())
     if pred is not None and truth is not None:
-        return run_plan(verbs.score_plan, run, None, pred=pred, truth=truth, protocol=protocol)
+        _refuse_with_pred({**vars(model), "raft": raft})
+        return run_plan(verbs.score_plan, run, None, pred=pred, truth=truth, names=names, protocol=protocol)
     if protocol == "maskforward" and data is not None:
         from unspool.verbs.maskforward import maskforward_plan
 
@@ -77,11 +78,19 @@ def eval_tracking(
             run,
             None,
             data=data,
-            names=tuple(sequences or ()),
+            names=names,
             raft=raft,
             options=model.given(),
         )
-    return run_plan(verbs.eval_plan, run, model, data=data, names=tuple(sequences or ()), protocol=protocol)
+    return run_plan(verbs.eval_plan, run, model, data=data, names=names, protocol=protocol)
+
+
+def _refuse_with_pred(options: Mapping[str, Any]) -> None:
+    """Options of a model have no meaning for masks that are there."""
+    for name, value in options.items():
+        if value is not None:
+            option = {"settings": "set"}.get(name, name).replace("_", "-")
+            raise UsageError(f"--pred takes no --{option}: masks that are there are scored, no model runs")
 
 
 @evaluate.command(name="discovery")
@@ -135,8 +144,10 @@ def eval_discovery(
     if (pred is None) == (data is None):
         raise UsageError("give either --data KIND:PATH (which is segmented), or --pred and --truth")
     shared = {"protocols": protocol, "foregrounds": foreground}
+    names = tuple(sequences or ())
     if pred is not None:
-        return run_plan(verbs.score_plan, run, None, pred=pred, truth=truth, **shared)
+        _refuse_with_pred({**vars(options), "minimum_size": minimum_size or None})
+        return run_plan(verbs.score_plan, run, None, pred=pred, truth=truth, names=names, **shared)
     settings = resolve_segment_settings(
         options.given(), options.config, options.settings or [], workers=max(1, run.workers)
     )
@@ -146,7 +157,7 @@ def eval_discovery(
         None,
         settings=settings,
         data=data,
-        names=tuple(sequences or ()),
+        names=names,
         steps={
             "minimum_size": minimum_size,
             "largest": options.largest or 0,
@@ -237,7 +248,7 @@ class EncoderOptions:
     """Which features, where no labels travel."""
 
     model: Annotated[str | None, Parameter(group=MODEL)] = None
-    "Encoder: a name (see `unspool models`) or a checkpoint file. Default: random-resnet18."
+    "Encoder: a name (see `unspool models`) or a checkpoint file. Default: dul-small."
     resolution: Annotated[int | None, Parameter(group=MODEL)] = None
     "Side of the square that the encoder sees, px. Default: the protocol's."
     device: Annotated[str | None, Parameter(group=RUNTIME)] = None

@@ -12,6 +12,7 @@ from unspool.cli.evaluation import evaluate
 from unspool.cli.options import MODEL, OUTPUT, RUNTIME
 from unspool.errors import UsageError
 
+REFUSED = {"discovery": ("--every", "--smallest", "--upsampling")}  # protocols score all frames as they are
 # it gives these to every run, or decides them for all
 OF_THE_SUITE = ("--data", "--model", "--output", "--overwrite", "--dry-run", "--json", "--quiet")
 
@@ -126,5 +127,6 @@ def _refuse_wrong_options(data: Any) -> None:
 def _options_of(verb: str) -> list[str]:
     """What can be added to `unspool eval VERB`."""
     names = [name for option in evaluate[verb].assemble_argument_collection() for name in option.names]
-    added = ("--no-", "--empty-", *OF_THE_SUITE)  # the first two are cyclopts', and off here
+    cyclopts = ("--no-", "--empty-")  # off here
+    added = (*cyclopts, *OF_THE_SUITE, *REFUSED.get(verb, ()))
     return [name for name in names if name.startswith("--") and not name.startswith(added)]

@@ -299,8 +299,8 @@ def _list_of(candidates: list[Path], what: str) -> list[str]:
     for path in candidates:
         if path.exists():
             return path.read_text("utf-8").split()
-    looked = " nor ".join(map(str, candidates))
-    raise DataError(f"{candidates[0].parents[2]}: no {what}; found neither {looked}")
+    looked = " or ".join(map(str, candidates))
+    raise DataError(f"{candidates[0].parents[2]}: no {what}; there is no {looked}")
 
 
 def _chosen(listed: Iterable[str], names: tuple[str, ...], root: Path) -> list[str]:

@@ -7,7 +7,7 @@ plain trees of masks (predictions beside truth).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,9 +101,9 @@ def _davis_names(root: Path, year: int, split: str) -> list[str]:
             lines = [line.split()[0] for line in path.read_text("utf-8").splitlines() if line.strip()]
             names = [Path(line).parent.name if "/" in line else line for line in lines]
             return list(dict.fromkeys(names))
-    looked = " nor ".join(str(c) for c in candidates)
+    looked = " or ".join(str(c) for c in candidates)
     raise DataError(
-        f"{root}: no DAVIS-{year} tree; found neither {looked}. Give the folder that holds ImageSets/"
+        f"{root}: no DAVIS-{year} tree; there is no {looked}. Give the folder that holds ImageSets/"
     )
 
 
@@ -138,20 +138,24 @@ class MaskPair:
     truth: tuple[Path, ...]
 
 
-def mask_trees(prediction: Path, truth: Path) -> list[MaskPair]:
+def mask_trees(prediction: Path, truth: Path, names: Sequence[str] = ()) -> list[MaskPair]:
     """Two folders of label maps, paired by name: `TREE/SEQUENCE/FRAME.png`, or `TREE/FRAME.png` for one.
 
-    Raises DataError for a sequence that has no prediction at all, UsageError for folders that do not exist.
+    `names`: only these sequences. Raises DataError for a sequence that has no prediction at all, UsageError
+    for folders that do not exist and for a name that is not there.
     """
     for folder in (prediction, truth):
         if not folder.is_dir():
             raise UsageError(f"{folder}: no such folder; --pred and --truth take folders of label PNGs")
     flat = sorted(truth.glob("*.png"), key=lambda p: natural_key(p.name))
-    if flat:
+    if flat and set(names) <= {truth.name}:
         return [_mask_pair(truth.name, prediction, flat)]
     sequences = sorted(p for p in truth.iterdir() if p.is_dir() and any(p.glob("*.png")))
+    if missing := [name for name in names if name not in {sequence.name for sequence in sequences}]:
+        raise UsageError(f"{truth}: holds no sequence '{missing[0]}', which --sequences names")
     if not sequences:
         raise DataError(f"{truth}: holds neither PNGs nor folders of PNGs")
+    sequences = [sequence for sequence in sequences if not names or sequence.name in names]
     return [
         _mask_pair(s.name, prediction / s.name, sorted(s.glob("*.png"), key=lambda p: natural_key(p.name)))
         for s in sequences

@@ -271,7 +271,15 @@ class Correlator(nn.Module):
         return [torch.cat([one[name] for one in found]) for name in want]
 
     def embedded(self, maps: Float[Tensor, "t c h w"]) -> Float[Tensor, "t n c"]:
-        """Tokens F_t + pe_t; the embedding is stretched to the clip's frames."""
+        """Tokens F_t + pe_t; the embedding is stretched to the clip's frames.
+
+        Raises UsageError for maps of other channels than the block reads.
+        """
+        if maps.shape[1] != self.encoder.dim:
+            raise UsageError(
+                f"map '{self.features}' of '{self.encoder.name}' has {maps.shape[1]} channels; the block "
+                f"reads {self.encoder.dim}; take another (ba.features), e.g. tokens"
+            )
         tokens = maps.flatten(2).transpose(1, 2)
         if self.temporal_embedding is None:
             return tokens

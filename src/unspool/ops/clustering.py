@@ -12,6 +12,7 @@ in one go; what is decided does not depend on the block, nor on the memory that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -48,16 +49,16 @@ class Clustering:
     seed: int = 0  # of K-means++
 
     def __post_init__(self) -> None:
-        for name, valid in (
-            ("tau", self.tau > 0),
-            ("algorithm", self.algorithm in ("windowed", "paper", "kmeans")),
-            ("distance", self.distance in ("kl", "cosine", "euclidean")),
-            ("frames", self.frames >= 1),
-            ("clusters", self.clusters >= 1),
-            ("iterations", self.iterations >= 1),
+        for name, valid, wanted in (
+            ("tau", 0 < self.tau < math.inf, "above 0, and finite"),
+            ("algorithm", self.algorithm in ("windowed", "paper", "kmeans"), "windowed, paper or kmeans"),
+            ("distance", self.distance in ("kl", "cosine", "euclidean"), "kl, cosine or euclidean"),
+            ("frames", self.frames >= 1, "at least 1"),
+            ("clusters", self.clusters >= 1, "at least 1"),
+            ("iterations", self.iterations >= 1, "at least 1"),
         ):
             if not valid:
-                raise UsageError(f"clustering.{name} = {getattr(self, name)!r} is out of range")
+                raise UsageError(f"clustering.{name} = {getattr(self, name)!r} is out of range: {wanted}")
 
 
 @dataclass(frozen=True)

@@ -314,17 +314,20 @@ def score_plan(
     output: Path | None,
     pred: Path,
     truth: Path,
+    names: Sequence[str],
     protocols: Sequence[str] | None,
     foregrounds: Sequence[str] | None,
 ) -> Plan:
     """`unspool eval discovery --pred DIR --truth DIR`: masks made elsewhere; no model, no frames."""
     rows = rows_of(protocols or ["davis17-unsup"], _checked(foregrounds or [GIVEN]))
     folder = output or Path(f"unspool-eval-{safe_name(pred.resolve().name)}")
-    jobs = [ScoreJob(pair.name, pair.prediction, pair.truth, rows) for pair in mask_trees(pred, truth)]
+    pairs = mask_trees(pred, truth, names)
+    jobs = [ScoreJob(pair.name, pair.prediction, pair.truth, rows) for pair in pairs]
     config = {
         "pred": str(pred.resolve()),
         "truth": str(truth.resolve()),
         "protocols": [row.label for row in rows],
+        **({"sequences": list(names)} if names else {}),
     }
     finish = partial(_finish_scores, [job.name for job in jobs], rows)
     return Plan("eval discovery", folder, config, jobs, score_masks, finish=finish)

@@ -150,12 +150,15 @@ def write_scores(folder: Path, table: Json) -> str:
     return sentence(table)
 
 
-def score_plan(*, output: Path | None, pred: Path, truth: Path, protocol: str | None) -> Plan:
+def score_plan(
+    *, output: Path | None, pred: Path, truth: Path, names: Sequence[str], protocol: str | None
+) -> Plan:
     """`unspool eval tracking --pred DIR --truth DIR`: masks made elsewhere; no encoder, no frames."""
     protocol = protocol_named(protocol or "davis17-semi")
     folder = output or Path(f"unspool-eval-{safe_name(pred.resolve().name)}")
-    jobs = [ScoreJob(p.name, p.prediction, p.truth, protocol) for p in mask_trees(pred, truth)]
-    config = {"pred": str(pred.resolve()), "truth": str(truth.resolve()), "protocol": protocol}
+    jobs = [ScoreJob(p.name, p.prediction, p.truth, protocol) for p in mask_trees(pred, truth, names)]
+    config: Json = {"pred": str(pred.resolve()), "truth": str(truth.resolve()), "protocol": protocol}
+    config |= {"sequences": list(names)} if names else {}
     finish = partial(_finish_scores, [job.name for job in jobs], protocol)
     return Plan("eval tracking", folder, config, jobs, score_masks, finish=finish)
 

@@ -88,9 +88,10 @@ def seconds_per_frame(whole: Any, video: Any, correlator: Any, segmenting: Json)
     """Of encoding and clustering: a blank frame is encoded; what clusters is timed on a few small frames."""
     import numpy as np  # noqa: PLC0415
 
-    from unspool.segmenting import encoded, input_size  # noqa: PLC0415
+    from unspool.segmenting import check_offers, encoded, input_size  # noqa: PLC0415
 
     how = segmenting_of(segmenting)
+    check_offers(correlator, how)
     clustering = _products(video, correlator, segmenting) * seconds_per_product(whole, correlator, segmenting)
     blank = np.zeros((video.height, video.width, 3), np.uint8)
     size = input_size(video.height, video.width, correlator.encoder, how)

@@ -126,13 +126,17 @@ def segmenting_record(settings: SegmentSettings) -> Json:
 
     represent = represented(settings)
     changes: Json = {**settings.segmenting, "represent": represent}
-    usual = {}
+    usual: Json = {}
     if represent == "block" and settings.model in SHIPPED:
         changes, usual = {"resolution": SHIPPED_RESOLUTION, **changes}, {"tau": SHIPPED_TAU}
     if represent in ("features", "fused"):
-        changes, usual = {"finest": COSINE_FINEST, **changes}, {"tau": COSINE_TAU}
+        changes, usual = {"finest": COSINE_FINEST, **changes}, {"tau": COSINE_TAU, "distance": "cosine"}
     clustering = {"seed": settings.seed, **usual, **changes.pop("clustering", {})}
+    if represent in ("features", "fused") and clustering["distance"] == "kl":
+        raise UsageError(f"clustering.distance = 'kl' is for attention; {represent} take cosine or euclidean")
     record = asdict(segmenting_of({**changes, "clustering": clustering}))
+    if record["finest"] is not None:  # leaves are never coarser than what is made of them
+        record["finest"] = min(record["finest"], record["clustering"]["tau"])
     del record["memory"]
     return record
 

@@ -391,6 +391,8 @@ def _objects_of(
         raise UsageError("give either --mask or --from: the objects come from a file or from a segmentation")
     from unspool.segments import chosen_of  # noqa: PLC0415 (torch only when work starts)
 
+    if cut is not None and cut < 1:
+        raise UsageError(f"--cut {cut}: expected into how many clusters, at least 1")
     chosen = chosen_of(result, names, objects, cut)
     return [c if isinstance(c, str) else {"chosen": c} for c in chosen]
 

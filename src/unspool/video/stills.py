@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from unspool.errors import VideoError
 from unspool.video.source import Place
@@ -136,6 +136,9 @@ def read(place: Place) -> Picture:
 
 def _unreadable(place: Place, error: Exception) -> VideoError:
     reason = str(error).split(":")[-1].strip() or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        reason = "it is empty, or no image"
     return VideoError(
-        f"{place}: frame cannot be read ({reason}); replace this image or take it out of the folder"
+        f"{place}: frame cannot be read ({reason}); replace this image, unpack it again, or take it out of "
+        "the folder"
     )

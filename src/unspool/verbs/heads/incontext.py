@@ -42,7 +42,7 @@ from unspool.verbs.heads.shared import (
     encoder_of,
     keep,
     model_record,
-    refuse_without_classes,
+    pictures_of_classes,
     show_pictures,
     splits_of,
     write_scores,
@@ -119,8 +119,7 @@ def incontext_plan(
     how = InContext(
         rows, passes, neighbours, side=settings.resolution or 0, search=search, seed=settings.seed or 0
     )
-    sources = pictures(data)
-    refuse_without_classes(data, sources)
+    sources = pictures_of_classes(data)
     kind = sources["val"].kind
     folder = output or Path(f"unspool-eval-incontext-{kind}-{safe_name(settings.model)}")
     allowed = None if memory is None else size_in_bytes(memory)

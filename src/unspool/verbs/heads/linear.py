@@ -34,7 +34,7 @@ from unspool.verbs.heads.shared import (
     first_pictures,
     keep,
     model_record,
-    refuse_without_classes,
+    pictures_of_classes,
     show_pictures,
     splits_of,
     write_scores,
@@ -70,9 +70,8 @@ def linear_plan(
         "side": settings.resolution,
     }
     how = replace(RECIPES[recipe], **{k: v for k, v in changes.items() if v is not None})
-    sources = pictures(data)
+    sources = pictures_of_classes(data)
     kind = sources["val"].kind
-    refuse_without_classes(data, sources)
     folder = output or Path(f"unspool-eval-{how.head}-{kind}-{safe_name(settings.model)}")
     job = HeadJob(recipe, folder, settings, data, how)
     protocol = f"{how.head}-{kind}"

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from unspool.data.features import Kept, kept_features
-from unspool.data.pictures import Pictures, View, shown
+from unspool.data.pictures import Pictures, View, pictures, shown
 from unspool.encoders import facts_of, load_encoder
 from unspool.errors import UsageError
 from unspool.jobs import Interrupted, Report, Stop
@@ -35,11 +35,14 @@ SHOWN = 60  # pictures on the page
 class Settings:
     """Options that evaluations on pictures share."""
 
-    model: str = "random-resnet18"  # encoder: a name or a checkpoint file
+    model: str = "dul-small"  # encoder: a name or a checkpoint file
     resolution: int | None = None  # px of the square that the encoder sees; None: the protocol's
     device: str = "auto"
     precision: str = "fp32"
     seed: int | None = None  # None: the protocol's
+
+
+OF_OBJECTS = ("davis17", "visor")  # kinds whose ids are no classes
 
 
 @lru_cache(maxsize=2)
@@ -54,13 +57,14 @@ def model_record(settings: Settings) -> Json:
     return {**facts_of(encoder_of(settings)), "device": settings.device}
 
 
-def refuse_without_classes(data: str, sources: Mapping[str, Pictures]) -> None:
-    """Raise UsageError for data whose ids mean nothing beyond their video."""
-    if not sources["val"].classes:
+def pictures_of_classes(data: str) -> dict[str, Pictures]:
+    """The splits of `KIND:WHERE`. Raises UsageError for data whose ids mean nothing beyond their video."""
+    if data.partition(":")[0] in OF_OBJECTS:
         raise UsageError(
             f"--data {data}: its ids are objects of their video, not classes; use voc:FOLDER, ytvos:FOLDER "
             "or rendered:N"
         )
+    return pictures(data)
 
 
 def splits_of(sources: Mapping[str, Pictures]) -> Json:

@@ -109,11 +109,22 @@ def number_of(value: float | None) -> str:
     return DASH if value is None else f"{value:.1f}"
 
 
+BRACKETS = "Per cent. In brackets: the published value of the row named; of how many seeds ours is, if more."
+
+
 def value_of(cell: Json) -> str:
     """Ours: one decimal, with its deviation over seeds."""
     if cell["value"] is None:
         return DASH
     return number_of(cell["value"]) + ("" if cell["sd"] is None else f" ± {cell['sd']:.1f}")
+
+
+def beside_of(cell: Json) -> str:
+    """The published value and whose it is; over how many seeds ours is, if over several."""
+    told = [] if cell["published"] is None else [f"{number_of(cell['published'])} {cell['published_row']}"]
+    if (cell["seeds"] or 0) > 1:
+        told.append(f"{cell['seeds']} seeds")
+    return "; ".join(told)
 
 
 # ---------------------------------------------------------------------------------- Markdown and LaTeX
@@ -130,7 +141,7 @@ def markdown(table: Json) -> str:
         )
     for row in table["published"]:
         lines.append(_line([f"{_plain(row['row'])} (published)", *map(number_of, row["values"])]))
-    notes = [_plain(table["note"]), "Per cent. In brackets: the published value of the row named."]
+    notes = [_plain(table["note"]), BRACKETS]
     lines += ["", *(note for note in notes if note)]
     lines += ["", *(f"[{i}] {_plain(reason)}  " for i, reason in enumerate(reasons, 1))] if reasons else []
     return "\n".join([*lines, ""])
@@ -142,9 +153,8 @@ def _line(cells: Sequence[str]) -> str:
 
 def _in_markdown(cell: Json, reasons: Sequence[str]) -> str:
     text = value_of(cell) + (f" [{reasons.index(cell['reason']) + 1}]" if cell["reason"] else "")
-    if cell["published"] is None:
-        return text
-    return f"{text} ({number_of(cell['published'])} {_plain(cell['published_row'])})"
+    beside = beside_of(cell)
+    return f"{text} ({_plain(beside)})" if beside else text
 
 
 def _plain(text: str) -> str:
@@ -172,7 +182,7 @@ def latex(table: Json) -> str:
     for row in table["published"]:
         lines.append(_row([_tex(f"{row['row']} (published)"), *(_tex(number_of(v)) for v in row["values"])]))
     lines += [r"\hline", r"\end{tabular}", ""]
-    notes = [table["note"], *(f"{i}: {reason}" for i, reason in enumerate(reasons, 1))]
+    notes = [table["note"], BRACKETS, *(f"{i}: {reason}" for i, reason in enumerate(reasons, 1))]
     lines += [rf"{_tex(note)}\\" for note in notes if note]
     return "\n".join([*lines, r"\end{table}", ""])
 
@@ -183,7 +193,8 @@ def _row(cells: Sequence[str]) -> str:
 
 def _in_latex(cell: Json, reasons: Sequence[str]) -> str:
     text = _tex(value_of(cell)) + (f"$^{{{reasons.index(cell['reason']) + 1}}}$" if cell["reason"] else "")
-    return text if cell["published"] is None else f"{text} ({_tex(number_of(cell['published']))})"
+    beside = beside_of(cell)
+    return f"{text} ({_tex(beside)})" if beside else text
 
 
 TEX = {
