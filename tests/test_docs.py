@@ -145,6 +145,14 @@ def test_every_training_preset_and_setting_of_training_is_documented() -> None:
     assert all(f"`{field.name}`" in text or f"--{field.name}" in text for field in fields(Training))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_the_page_of_a_method_begins_with_the_sections_that_all_have(method: str) -> None:
+    headings = re.findall(r"^## (.+)$", TEXT[Path(f"docs/{method}.md")], re.MULTILINE)
+    assert headings[:5] == [
+        "What it is", "Why", "Equations", "What is logged", "What the official code does differently"
+    ]  # fmt: skip
+
+
 def test_every_figure_of_the_performance_page_names_a_benchmark_that_exists() -> None:
     text = TEXT[Path("docs/performance.md")]
     named = set(re.findall(r"benchmarks/\w+\.py", text))
