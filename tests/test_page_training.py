@@ -94,6 +94,21 @@ def test_the_table_marks_the_best_validation(tmp_path: Path) -> None:
     assert text.index("best J") > text.index('data-value="40"')
 
 
+def test_validations_are_named_by_their_protocol_and_tell_of_clusters_where_clips_are_cut(
+    tmp_path: Path,
+) -> None:
+    tracked = write_page(make_run(tmp_path)).read_text("utf-8")
+    assert "davis17-semi on rendered clips" in tracked
+    assert ">clusters<" not in tracked
+    log = tmp_path / "log.jsonl"
+    rows = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    cut = [{**row, "clusters": 7.5} if "J" in row else row for row in rows]
+    log.write_text("".join(json.dumps(row) + "\n" for row in cut), "utf-8")
+    text = write_page(tmp_path).read_text("utf-8")
+    assert "davis17-unsup on rendered clips" in text
+    assert ">clusters<" in text and "<td>7.5</td>" in text
+
+
 def test_a_tracking_result_has_no_curves(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"verb": "track"}')
     assert 'id="learning"' not in write_page(tmp_path).read_text("utf-8")
