@@ -67,6 +67,15 @@ def test_the_fcn_head_is_the_published_one() -> None:
     }
 
 
+@pytest.mark.parametrize(("head", "told"), [("linear", [8, 10]), ("fcn", list(range(1, 11)))])
+def test_scoring_tells_of_pictures_and_a_large_head_takes_one_at_a_time(head: str, told: list[int]) -> None:
+    recipe = replace(TINY, head=head)  # type: ignore[arg-type]
+    state, seen = fresh(recipe, CLASSES, CLASSES, CPU), list[int]()
+    found = scores_of(state.head, recipe, kept(10, 1), CLASSES, CPU, seen.append)
+    assert seen == told
+    assert np.array_equal(found.iou(), scores_of(state.head, recipe, kept(10, 1), CLASSES, CPU).iou())
+
+
 def test_a_head_learns_what_the_features_tell() -> None:
     recipe = replace(TINY, epochs=20)
     state = run(recipe)

@@ -26,6 +26,7 @@ from unspool.metrics.matching import ClusterScores, unmatched_of_counts
 from unspool.metrics.overlap import Counts
 
 SCORED_AT_ONCE = 8  # pictures
+Told = Callable[[int], None]  # hears of pictures, and may raise to stop
 
 
 @dataclass(frozen=True)
@@ -240,29 +241,46 @@ def _batches(pictures: int, recipe: Recipe, epoch: int) -> Iterator[Int64[np.nda
 def predicted(
     head: nn.Module, kept: Kept, side: int, device: torch.device
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Label maps `[n, side, side]` of some pictures at a time, and which these are."""
+    """Label maps `[n, side, side]` of some pictures at a time, and which these are.
+
+    A head of larger convolutions takes one: at 448x448 each of its layers holds 0.4 GB of a picture.
+    """
     head.eval()
-    for start in range(0, len(kept), SCORED_AT_ONCE):
-        part = slice(start, min(start + SCORED_AT_ONCE, len(kept)))
+    at_once = SCORED_AT_ONCE if isinstance(head, nn.Conv2d) else 1
+    for start in range(0, len(kept), at_once):
+        part = slice(start, min(start + at_once, len(kept)))
         with torch.no_grad():
             maps = logits(head, kept.rows(part).to(device), side).argmax(dim=1)
         yield part, maps.to(torch.uint8).cpu().numpy()
 
 
-def _scores(head: nn.Module, kept: Kept, side: int, classes: int, device: torch.device) -> ClusterScores:
+def _scores(
+    head: nn.Module,
+    kept: Kept,
+    side: int,
+    classes: int,
+    device: torch.device,
+    told: Told = lambda scored: None,
+) -> ClusterScores:
     counts = np.zeros((classes, classes), np.int64)
     at = np.arange(side) * kept.labels.shape[1] // side  # labels are kept at the size of the score
     for part, maps in predicted(head, kept, side, device):
         counts += confusion(maps, np.asarray(kept.labels[part])[:, at][:, :, at], classes)
+        told(part.stop)
     return unmatched_of_counts(counts, classes)
 
 
 def scores_of(
-    weights: dict[str, Tensor], recipe: Recipe, val: Kept, classes: int, device: torch.device
+    weights: dict[str, Tensor],
+    recipe: Recipe,
+    val: Kept,
+    classes: int,
+    device: torch.device,
+    told: Told = lambda scored: None,
 ) -> ClusterScores:
-    """Of the head with these weights, at the size of the score."""
+    """Of the head with these weights, at the size of the score; `told`: how many pictures are through."""
     head = rebuilt(weights, recipe, val, classes, device)
-    return _scores(head, val, recipe.score_side, classes, device)
+    return _scores(head, val, recipe.score_side, classes, device, told)
 
 
 def confusion(prediction: Int64[np.ndarray, "n h w"] | np.ndarray, truth: np.ndarray, classes: int) -> Counts:

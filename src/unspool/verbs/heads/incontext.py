@@ -43,6 +43,7 @@ from unspool.verbs.heads.shared import (
     keep,
     model_record,
     pictures_of_classes,
+    progress_of,
     show_pictures,
     splits_of,
     write_scores,
@@ -50,7 +51,6 @@ from unspool.verbs.heads.shared import (
 
 MEMORY_ROWS = 1_024_000  # published: 102,400, 1,024,000 and 10,240,000
 TOGETHER = 64  # pictures that ask at once, at most: more spare nothing
-REPORTED_EVERY = 5.0  # s
 MEMORY = 2 * 10**9  # bytes that looking up takes by default
 NOTES = {
     "identity": "predicted classes are scored as they are",
@@ -151,7 +151,9 @@ def look_up(job: InContextJob, report: Report, stop: Stop) -> Json:
     counts, first = np.zeros((classes, classes), np.int64), dict[int, np.ndarray]()
     with memory_on_disk(job.folder / "memory") as folder:
         memory = filled(train, classes, how, patch, folder)
-        for number, found in predicted(val, memory, how, device, job.memory, _progress(report, stop)):
+        for number, found in predicted(
+            val, memory, how, device, job.memory, progress_of("looking up", report, stop)
+        ):
             counts += confusion(found, np.asarray(val.labels[number : number + 1]), classes)
             if number < SHOWN:
                 first[number] = found[0]
@@ -262,24 +264,6 @@ def _refuse_little(allowed: int | None, needed: int) -> None:
             f"--memory {allowed / 1e9:g}GB: faiss holds all rows at once; the least that works is --memory "
             f"{-(-needed // 10**6)}MB, with fewer --rows less; --search exact needs a part of that"
         )
-
-
-def _progress(report: Report, stop: Stop) -> Callable[[int, int], None]:
-    """Now and then, what is left; raises Interrupted when stopped."""
-    started = last = perf_counter()
-
-    def seen(done: int, total: int) -> None:
-        nonlocal last
-        if stop.is_set():
-            raise Interrupted
-        now = perf_counter()
-        if now - last < REPORTED_EVERY:
-            return
-        last = now
-        left = round((total - done) * (now - started) / max(done, 1))
-        report({"event": "storing", "what": "looking up", "done": done, "total": total, "seconds_left": left})
-
-    return seen
 
 
 def _finish(how: InContext, sources: Mapping[str, Pictures], folder: Path, done: list[Json]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from unspool.verbs.heads.shared import (
     keep,
     model_record,
     pictures_of_classes,
+    progress_of,
     show_pictures,
     splits_of,
     write_scores,
@@ -113,10 +114,14 @@ def train_head(job: HeadJob, report: Report, stop: Stop) -> Json:
             raise Interrupted
 
     state = trained(train, val, classes, how, state, device, after)
-    report({"event": "note", "text": f"scoring {len(sources['val'])} pictures by two heads"})
+    seen, heads = progress_of("scoring", report, stop), {"mIoU": state.head, "mIoU-best-on-val": state.best}
+
+    def told_of(number: int) -> Callable[[int], None]:
+        return lambda scored: seen(number * len(val) + scored, len(heads) * len(val))
+
     scored = {
-        name: scores_of(weights, how, val, classes, device)
-        for name, weights in (("mIoU", state.head), ("mIoU-best-on-val", state.best))
+        name: scores_of(weights, how, val, classes, device, told_of(number))
+        for number, (name, weights) in enumerate(heads.items())
     }
     head = rebuilt(state.head, how, val, classes, device)
     extra = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -42,6 +42,7 @@ class Settings:
     seed: int | None = None  # None: the protocol's
 
 
+REPORTED_EVERY = 5.0  # s
 OF_OBJECTS = ("davis17", "visor")  # kinds whose ids are no classes
 
 
@@ -65,6 +66,24 @@ def pictures_of_classes(data: str) -> dict[str, Pictures]:
             "or rendered:N"
         )
     return pictures(data)
+
+
+def progress_of(what: str, report: Report, stop: Stop) -> Callable[[int, int], None]:
+    """Now and then, what is left; raises Interrupted when stopped."""
+    started = last = perf_counter()
+
+    def seen(done: int, total: int) -> None:
+        nonlocal last
+        if stop.is_set():
+            raise Interrupted
+        now = perf_counter()
+        if now - last < REPORTED_EVERY:
+            return
+        last = now
+        left = round((total - done) * (now - started) / max(done, 1))
+        report({"event": "storing", "what": what, "done": done, "total": total, "seconds_left": left})
+
+    return seen
 
 
 def splits_of(sources: Mapping[str, Pictures]) -> Json:
