@@ -106,6 +106,7 @@ def test_validations_are_named_by_their_protocol_and_tell_of_clusters_where_clip
     log.write_text("".join(json.dumps(row) + "\n" for row in cut), "utf-8")
     text = write_page(tmp_path).read_text("utf-8")
     assert "davis17-unsup on rendered clips" in text
+    assert "davis17-semi" not in text
     assert ">clusters<" in text and "<td>7.5</td>" in text
 
 

@@ -63,6 +63,53 @@ def test_several_names_may_follow_one_option(run: Run, names: tuple[str, ...]) -
     assert [f"rendered-{n} ->" in out for n in range(3)] == [True, False, True]
 
 
+@pytest.fixture
+def trees(tmp_path: Path) -> Path:
+    """Masks of two sequences, predicted and true."""
+    for name in ("ant", "bee"):
+        for side in ("pred", "truth"):
+            folder = tmp_path / side / name
+            folder.mkdir(parents=True)
+            for t in range(3):
+                mask = np.zeros((16, 24), np.uint8)
+                mask[4:9, 4 + t : 9 + t] = 1
+                Image.fromarray(mask).save(folder / f"{t:05d}.png")
+    return tmp_path
+
+
+MADE = ("--pred", "pred", "--truth", "truth")
+
+
+@pytest.mark.parametrize("verb", ["tracking", "discovery"])
+def test_of_masks_made_elsewhere_only_named_sequences_are_scored(run: Run, trees: Path, verb: str) -> None:
+    code, _, err = run("eval", verb, *MADE, "--sequences", "bee", "-o", "r")
+    assert code == 0, err
+    assert list(read(trees / "r/scores.json")["sequences"]) == ["bee"]
+    assert run("eval", verb, *MADE, "--sequences", "cat", "-o", "s")[::2] == (
+        2,
+        "error: truth: holds no sequence 'cat', which --sequences names\n",
+    )
+    assert "names nothing" in run("eval", verb, *MADE, "--sequences", "-o", "s")[2]
+
+
+@pytest.mark.parametrize(
+    ("verb", "options", "refused"),
+    [
+        ("tracking", ("--model", "dul-small"), "--model"),
+        ("tracking", ("--set", "propagation.top_k=3"), "--set"),
+        ("discovery", ("--tau", "1"), "--tau"),
+        ("discovery", ("--minimum-size", "0.1"), "--minimum-size"),
+    ],
+)
+def test_masks_made_elsewhere_take_no_options_of_a_model(
+    run: Run, trees: Path, verb: str, options: tuple[str, ...], refused: str
+) -> None:
+    code, _, err = run("eval", verb, *MADE, *options, "-o", "r")
+    assert code == 2
+    assert f"--pred takes no {refused}" in err
+    assert run("eval", verb, *MADE, "--device", "cpu", "-o", "r")[0] == 0
+
+
 def test_rendered_clips_are_segmented_and_scored(run: Run, tmp_path: Path) -> None:
     command = ("eval", "discovery", "--data", "rendered:2", *SMALL, "-o", "r", "--largest", 3)
     code, out, err = run(*command)

@@ -56,6 +56,18 @@ def test_eval_linear_leaves_scores_a_page_and_the_same_again_from_the_cache(tmp_
     assert call(*LINEAR, "-o", "a", "--seed", "5") == 2
 
 
+@pytest.mark.parametrize("verb", ["linear", "incontext"])
+def test_data_whose_ids_are_no_classes_is_refused_unread(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(verb, "--data", f"davis17:{tmp_path}") == 2
+    assert "its ids are objects of their video, not classes" in capsys.readouterr().err
+
+
+def test_the_shipped_encoder_is_the_usual_one() -> None:
+    assert Settings().model == "dul-small"
+
+
 def test_another_recipe_is_refused() -> None:
     with pytest.raises(UsageError, match="there are leopart-linear"):
         linear_plan(

@@ -207,7 +207,7 @@ def test_seconds_of_many_short_steps_add_up(monkeypatch: pytest.MonkeyPatch) -> 
         (
             ("--set", "represent=features", "--set", "clustering.distance=euclidean", "--tau", "9"),
             "euclidean",
-            0.07,
+            pytest.approx(6.3),
         ),
     ],
 )
@@ -233,6 +233,7 @@ def test_the_record_names_the_distance_and_the_finest_threshold_that_are_used(
         (("--key-ratio", "2"), "--key-ratio 2.0"),
         (("--resolution", "big"), "--resolution big"),
         (("--window", "5"), "segmenting.window = 5 is out of range: more than the overlap of windows, 12"),
+        (("--set", "represent=features", "--set", "clustering.distance=euclidean"), "give it with --tau"),
         (("--set", "represent=attention"), "represent = attention needs a ViT"),
         (("--set", "represent=features", "--set", "clustering.distance=kl"), "take cosine or euclidean"),
         (("--memory", "1MB"), "the least that works is --memory"),

@@ -20,7 +20,7 @@ from unspool.errors import UsageError
 from unspool.verbs.suite.running import Model, planned, run_of, said_once, why_empty
 from unspool.verbs.suite.running import Order as Suite
 from unspool.verbs.suite.tables import KINDS, Column, Row, evaluations, read_data, read_tables
-from unspool.verbs.suite.writing import Source, filled, latex, markdown
+from unspool.verbs.suite.writing import Source, beside_of, filled, latex, markdown
 
 DATA = """
 [data]
@@ -271,7 +271,16 @@ def test_latex_is_escaped() -> None:
     text = latex(escaped())
     assert r"100\% of\_a \& b | c <d> \#1 \textbackslash{}x {\textasciigrave}code\_1|2" in text
     assert r"R\_1 $\pm$ | (published) & -- \\" in text
-    assert r"--$^{1}$ (12.3 " in text
+    assert r"--$^{1}$ (12.3 R\_1 $\pm$ |)" in text
+
+
+@pytest.mark.parametrize(("seeds", "told"), [(None, ""), (1, ""), (5, "5 seeds")])
+def test_a_cell_tells_of_its_seeds_if_there_are_several(seeds: int | None, told: str) -> None:
+    cell: dict[str, Any] = {"published": None, "published_row": None, "seeds": seeds}
+    assert beside_of(cell) == told
+    assert beside_of({**cell, "published": 12.34, "published_row": "R"}) == "; ".join(
+        ["12.3 R", *([told] * bool(told))]
+    )
 
 
 def test_markdown_is_escaped() -> None:

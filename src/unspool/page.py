@@ -182,7 +182,7 @@ def read_result(folder: Path) -> Result:
 
 def _protocol(scores: Json, learning: Learning | None) -> str:
     if learning and learning.best:
-        return f"davis17-semi on rendered clips, best at step {learning.best['step']:,}"
+        return f"{learning.protocol} on rendered clips, best at step {learning.best['step']:,}"
     return str(scores.get("protocol", ""))
 
 

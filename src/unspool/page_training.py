@@ -47,6 +47,11 @@ class Learning:
     pictures: tuple[int, ...]  # steps with a picture in pictures/
 
     @property
+    def protocol(self) -> str:
+        """Of validations: where clips are cut without labels, they tell of clusters."""
+        return "davis17-unsup" if any("clusters" in v for v in self.validations) else "davis17-semi"
+
+    @property
     def best(self) -> Json | None:
         """The validation with the highest J; the first of equals."""
         return max(self.validations, key=lambda v: v["J"], default=None)

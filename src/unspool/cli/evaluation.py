@@ -64,7 +64,7 @@ def eval_tracking(
         raise UsageError("--pred and --truth belong together: predictions and truth, both as folders of PNGs")
     if (pred is None) == (data is None):
         raise UsageError("give either --data KIND:PATH (an encoder tracks it), or --pred and --truth")
-    names = tuple(sequences or ())
+    names = _named("sequences", sequences)
     if pred is not None and truth is not None:
         _refuse_with_pred({**vars(model), "raft": raft})
         return run_plan(verbs.score_plan, run, None, pred=pred, truth=truth, names=names, protocol=protocol)
@@ -85,10 +85,17 @@ def eval_tracking(
     return run_plan(verbs.eval_plan, run, model, data=data, names=names, protocol=protocol)
 
 
+def _named(option: str, given: list[str] | None) -> tuple[str, ...]:
+    """All if the option is not there; but not if it names nothing, as an empty variable of a script would."""
+    if given == []:
+        raise UsageError(f"--{option}: names nothing; name at least one, or leave it out")
+    return tuple(given or ())
+
+
 def _refuse_with_pred(options: Mapping[str, Any]) -> None:
     """Options of a model have no meaning for masks that are there."""
     for name, value in options.items():
-        if value is not None:
+        if value is not None and name not in ("device", "precision", "memory", "seed"):
             option = {"settings": "set"}.get(name, name).replace("_", "-")
             raise UsageError(f"--pred takes no --{option}: masks that are there are scored, no model runs")
 
@@ -143,8 +150,11 @@ def eval_discovery(
         raise UsageError("eval discovery takes --minimum-size, not --smallest, and no --upsampling")
     if (pred is None) == (data is None):
         raise UsageError("give either --data KIND:PATH (which is segmented), or --pred and --truth")
-    shared = {"protocols": protocol, "foregrounds": foreground}
-    names = tuple(sequences or ())
+    shared = {
+        "protocols": _named("protocol", protocol) or None,
+        "foregrounds": _named("foreground", foreground) or None,
+    }
+    names = _named("sequences", sequences)
     if pred is not None:
         _refuse_with_pred({**vars(options), "minimum_size": minimum_size or None})
         return run_plan(verbs.score_plan, run, None, pred=pred, truth=truth, names=names, **shared)
@@ -237,7 +247,7 @@ def eval_clustering(
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
     return run_plan(
-        verbs.clustering_plan, run, None, data=data, names=tuple(sequences or ()),
+        verbs.clustering_plan, run, None, data=data, names=_named("sequences", sequences),
         workers=max(1, run.workers), **verbs.resolve_options(given, config),
     )  # fmt: skip
 

@@ -148,8 +148,8 @@ def mask_trees(prediction: Path, truth: Path, names: Sequence[str] = ()) -> list
         if not folder.is_dir():
             raise UsageError(f"{folder}: no such folder; --pred and --truth take folders of label PNGs")
     flat = sorted(truth.glob("*.png"), key=lambda p: natural_key(p.name))
-    if flat and set(names) <= {truth.name}:
-        return [_mask_pair(truth.name, prediction, flat)]
+    if flat and set(names) <= {truth.resolve().name}:
+        return [_mask_pair(truth.resolve().name, prediction, flat)]
     sequences = sorted(p for p in truth.iterdir() if p.is_dir() and any(p.glob("*.png")))
     if missing := [name for name in names if name not in {sequence.name for sequence in sequences}]:
         raise UsageError(f"{truth}: holds no sequence '{missing[0]}', which --sequences names")

@@ -277,11 +277,10 @@ def _smoothed(
     """
     order = _side_by_side(near)
     sets = _as_runs(near[:, order])
-    members = sets.flatten().nonzero()[:, 0]
-    if len(members) > CROWDED * near.numel():
+    if int(sets.count_nonzero()) > CROWDED * near.numel():
         smooth = _added(near.to(rows.dtype), rows)
     else:
-        smooth = _added_by_runs(rows, order, members, sets.shape[1])
+        smooth = _added_by_runs(rows, order, sets.flatten().nonzero()[:, 0], sets.shape[1])
     total = smooth.sum(1) if distance == "kl" else near.sum(1)
     return smooth.div_(total[:, None])
 
@@ -306,9 +305,10 @@ def _as_runs(pairs: Bool[Tensor, "n n"]) -> Bool[Tensor, "n members"]:
 def _added_by_runs(
     rows: Float[Tensor, "n m"], order: Int64[Tensor, " n"], members: Int64[Tensor, " all"], count: int
 ) -> Float[Tensor, "n m"]:
-    """`members`: of the sets of `count` single rows, runs and runs of runs, one set after the other."""
+    """`members`: of the sets of `count` single rows, runs and runs of runs, one by one; used up."""
     smooth, first = torch.empty_like(rows), torch.arange(0, (len(rows) + 1) * count, count)
-    starts, members = torch.searchsorted(members, first.to(members.device)), members.remainder(count)
+    starts = torch.searchsorted(members, first.to(members.device))
+    members = members.remainder_(count)
     singles = len(rows) + -len(rows) % RUN**2
     runs, table = singles + singles // RUN, rows.new_zeros(count, min(ADDED, rows.shape[1]))
     for columns in slices(rows.shape[1], ADDED):

@@ -131,9 +131,15 @@ def segmenting_record(settings: SegmentSettings) -> Json:
         changes, usual = {"resolution": SHIPPED_RESOLUTION, **changes}, {"tau": SHIPPED_TAU}
     if represent in ("features", "fused"):
         changes, usual = {"finest": COSINE_FINEST, **changes}, {"tau": COSINE_TAU, "distance": "cosine"}
-    clustering = {"seed": settings.seed, **usual, **changes.pop("clustering", {})}
+    given = changes.pop("clustering", {})
+    clustering = {"seed": settings.seed, **usual, **given}
     if represent in ("features", "fused") and clustering["distance"] == "kl":
         raise UsageError(f"clustering.distance = 'kl' is for attention; {represent} take cosine or euclidean")
+    if clustering.get("distance") == "euclidean":
+        if "tau" not in given:
+            raise UsageError("clustering.distance = 'euclidean' has no usual threshold; give it with --tau")
+        share = COSINE_FINEST / COSINE_TAU
+        changes["finest"] = settings.segmenting.get("finest", share * clustering["tau"])
     record = asdict(segmenting_of({**changes, "clustering": clustering}))
     if record["finest"] is not None:  # leaves are never coarser than what is made of them
         record["finest"] = min(record["finest"], record["clustering"]["tau"])
