@@ -239,6 +239,7 @@ def test_the_record_names_the_distance_and_the_finest_threshold_that_are_used(
         (("--memory", "1MB"), "the least that works is --memory"),
         (("--set", "windo=9"), "did you mean 'window'"),
         (("--set", "represent=3"), "expected str"),
+        (("--set", "clustering=3"), "clustering = 3: expected its fields"),
     ],
 )
 def test_wrong_use_is_refused_before_anything_is_written(

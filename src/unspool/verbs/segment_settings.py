@@ -79,7 +79,11 @@ def _merge(merged: Json, table: Json, origin: str) -> None:
             target["key_every"] = _stride(value)
         elif key == "resolution":
             target["resolution"] = _resolution(value)
-        elif key == "clustering" and isinstance(value, dict):
+        elif key == "clustering":
+            if not isinstance(value, dict):
+                raise UsageError(
+                    f"{origin}: clustering = {value!r}: expected its fields, e.g. clustering.frames=5"
+                )
             target.setdefault("clustering", {}).update(value)
         elif key in after:
             merged["refining"][key] = value
