@@ -1,4 +1,4 @@
-"""MOVi-E as TFRecords, written here byte by byte in their published layout, and as npz."""
+"""MOVi-E as TFRecords, written by TensorFlow and here byte by byte in their published layout, and as npz."""
 
 import io
 import struct
@@ -106,6 +106,19 @@ def test_clips_of_all_validation_shards_are_read(tmp_path: Path) -> None:
             assert float(video.times[1]) == 1 / 12
         assert np.array_equal(np.stack(list(one.truth())), IDS[..., 0])
         assert one.frame_names == ("00000", "00001", "00002")
+
+
+def test_what_tensorflow_wrote_is_read() -> None:
+    """TensorFlow 2.21 wrote `layouts/tensorflow`: tf.train.Example, tf.io.encode_png, TFRecordWriter."""
+    home = Path(__file__).parent / "layouts" / "tensorflow"
+    with np.load(home / "written.npz") as written:
+        clips = movi_clips(home)
+        assert len(clips) == 2
+        for number, clip in enumerate(clips):
+            with clip.open() as video:
+                assert np.array_equal(np.stack(list(video)), written[f"video_{number}"])
+            assert np.array_equal(np.stack(list(clip.truth())), written[f"segmentations_{number}"][..., 0])
+            assert set(np.unique(written[f"segmentations_{number}"])) == {0, 1, 23}
 
 
 def test_npz_clips_are_read_too(tmp_path: Path) -> None:
