@@ -214,7 +214,7 @@ def test_a_listed_image_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("reader", [labelled_davis, labelled_visor, labelled_ytvos, labelled_voc])
 def test_a_wrong_root_is_named_with_what_was_looked_for(tmp_path: Path, reader: object) -> None:
-    with pytest.raises(DataError, match=r"; there is no |; found neither |not found; no YouTube-VOS tree") as error:
+    with pytest.raises(DataError, match=r"there is no |found neither |no YouTube-VOS tree") as error:
         reader(tmp_path)  # type: ignore[operator]
     assert str(tmp_path) in str(error.value)
 
