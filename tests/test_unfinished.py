@@ -96,6 +96,13 @@ def test_a_video_that_was_cut_off_twice_goes_on_and_ends_as_in_one_piece(
     assert_as_in_one_piece(run, home)
 
 
+def assert_killed(program: str, command: Sequence[str], where: Path) -> None:
+    """Runs a command in a program that kills itself on the way."""
+    words = [sys.executable, "-c", program, *command]
+    ended = subprocess.run(words, check=False, cwd=where, capture_output=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+
+
 def test_a_video_goes_on_where_a_kill_left_it(run: Run, home: Path, tmp_path: Path) -> None:
     killed = """
 import os, signal, sys
@@ -114,9 +121,7 @@ def fatal(tracker, *given):
 tracking.Tracker.step = fatal
 main(sys.argv[1:])
 """
-    command = [sys.executable, "-c", killed, *COMMAND]
-    ended = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True)
-    assert ended.returncode == -signal.SIGKILL
+    assert_killed(killed, COMMAND, tmp_path)
     assert frames_done(home) == 17
     code, _, err = run(*COMMAND)
     assert code == 0
@@ -299,18 +304,23 @@ def test_a_segmentation_that_was_cut_off_twice_goes_on_after_its_last_window(
     assert_segmented_as_in_one_piece(run, home)
 
 
-def test_a_segmentation_that_was_cut_off_while_masks_were_written_is_not_clustered_again(
-    run: Run, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def stop_writing(run: Run, command: Sequence[str]) -> None:
+    """Runs `segment`, which gets a signal with its first mask, when all is clustered."""
     write = VideoResult.write
 
     def signalled(result: VideoResult, *given: Any) -> None:
         signal.raise_signal(signal.SIGINT)
         write(result, *given)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(VideoResult, "write", signalled)
-        assert run(*SEGMENT)[0] == 130
+        assert run(*command)[0] == 130
+
+
+def test_a_segmentation_that_was_cut_off_while_masks_were_written_is_not_clustered_again(
+    run: Run, home: Path
+) -> None:
+    stop_writing(run, SEGMENT)
     assert windows_done(home) == FRAMES
 
     code, out, _ = run(*SEGMENT, "--json")
@@ -376,15 +386,7 @@ def test_what_decides_no_cluster_is_not(other: dict[str, Any]) -> None:
 
 def test_another_video_at_the_same_address_begins_anew(run: Run, home: Path, tmp_path: Path) -> None:
     command = ["segment", f"file://{tmp_path}/clip.mp4", *SEGMENT[2:]]
-    write = VideoResult.write
-
-    def signalled(result: VideoResult, *given: Any) -> None:
-        signal.raise_signal(signal.SIGINT)
-        write(result, *given)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(VideoResult, "write", signalled)
-        assert run(*command)[0] == 130
+    stop_writing(run, command)
     make_clip(tmp_path / "clip.mp4", frames=12)
     code, _, err = run(*command)
     assert code == 0, err
@@ -412,10 +414,7 @@ def fatal(clock, stage, done):
 Clock.__call__ = fatal
 main(sys.argv[1:])
 """
-    ended = subprocess.run(
-        [sys.executable, "-c", killed, *SEGMENT], check=False, cwd=tmp_path, capture_output=True
-    )
-    assert ended.returncode == -signal.SIGKILL
+    assert_killed(killed, SEGMENT, tmp_path)
     assert windows_done(home) == 15
     code, _, err = run(*SEGMENT)
     assert code == 0
