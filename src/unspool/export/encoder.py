@@ -39,8 +39,8 @@ def write_features(
     """
     size = input_size(video.height, video.width, encoder, Tracking(short_side=resolution))
     report({"event": "video", "video": video.name, "frames": video.frames})
-    with written_whole(path) as part, part.open("wb") as out, video.images() as source:
-        for index, image in enumerate(source):
+    with written_whole(path) as part, part.open("wb") as out:
+        for index, image in enumerate(video.images()):
             map_ = _encoded(image, encoder, size, layer)
             if not index:
                 out.write(_header(map_.shape, video, encoder, layer, size))
