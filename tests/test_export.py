@@ -314,6 +314,9 @@ def test_what_is_missing_is_named(result: Path, crowded: Path, tmp_path: Path) -
         export(Export(result, "coco", ("horse",)), tmp_path / "a")
     with pytest.raises(VideoError, match=r"clip\.mp4: no such file"):
         export(Export(crowded, "mattes"), tmp_path / "a")
+    stream = make_result(tmp_path / "stream", {"stdin": Path("-")})
+    with pytest.raises(VideoError, match=r"came from a stream.*--to coco"):
+        export(Export(stream, "prores"), tmp_path / "a")
     assert not (tmp_path / "a").exists()
     with pytest.raises(UsageError, match="--model"):
         export(Export(result, "features"), tmp_path / "b")

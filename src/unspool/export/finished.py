@@ -19,6 +19,8 @@ from unspool.video.source import place
 
 Report = Callable[[Json], None]
 
+STREAM = "-"  # the source of `track -`
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -73,6 +75,11 @@ class Finished:
 
     def source_video(self) -> Video:
         """The source itself. Raises VideoError where it has gone, or is not what the result was made from."""
+        if self.source == STREAM:
+            raise VideoError(
+                f"{self.home}: its pictures came from a stream (-), which cannot be read again; choose a kind "
+                "that needs none, e.g. --to coco, or save the stream and track the file"
+            )
         video = open_video(self.source)
         frames = len(range(0, len(video), self.every))
         if (frames, video.height, video.width) != (self.frames, self.height, self.width):
