@@ -246,6 +246,7 @@ def test_timm_builds_the_encoder_and_gives_the_same_features(model: str, tmp_pat
 def test_a_resnet_that_timm_cannot_build_is_refused_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no network that timm can build.*torchvision"):
         export(Export(Path(), "timm", model="random-resnet18"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_result_of_every_second_frame_keeps_the_frames_own_names_and_pictures(tmp_path: Path) -> None:

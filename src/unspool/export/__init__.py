@@ -82,9 +82,9 @@ def export(what: Export, out: Path, *, overwrite: bool = False, report: Report =
 def _writers(what: Export, out: Path, report: Report) -> dict[str, Writer]:
     """What will stand in the folder, and who writes it. Raises UsageError for what cannot be written."""
     if what.kind == "timm":
-        from unspool.export.encoder import write_timm  # noqa: PLC0415 (torch only where it is needed)
+        from unspool.export.encoder import timm_writer  # noqa: PLC0415 (torch only where it is needed)
 
-        return {"encoder": partial(write_timm, what.model or str(what.result))}
+        return {"encoder": timm_writer(what.model or str(what.result))}
     videos = finished_videos(what.result, what.videos)
     _refuse_ids(videos, what.kind)
     if what.kind in ("mattes", "prores", "features"):

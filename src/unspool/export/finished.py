@@ -77,8 +77,8 @@ class Finished:
         """The source itself. Raises VideoError where it has gone, or is not what the result was made from."""
         if self.source == STREAM:
             raise VideoError(
-                f"{self.home}: its pictures came from a stream (-), which cannot be read again; choose a kind "
-                "that needs none, e.g. --to coco, or save the stream and track the file"
+                f"{self.home}: its pictures came from a stream (-), which cannot be read again; choose a "
+                "kind that needs none, e.g. --to coco, or save the stream and track the file"
             )
         video = open_video(self.source)
         frames = len(range(0, len(video), self.every))
