@@ -79,7 +79,7 @@ def _header(shape: tuple[int, ...], video: Any, encoder: Encoder, layer: str, si
 
 
 def timm_writer(model: str) -> Callable[[Path], None]:
-    """Writes what `timm.create_model("local-dir:FOLDER", pretrained=True)` reads: config.json, model.safetensors.
+    """Writes what `timm.create_model("local-dir:FOLDER", pretrained=True)` reads, a config and safetensors.
 
     ViTs, and ResNet-50 with its dilated last stage, give the same numbers there as here (ViTs at the size of
     their position table: for others timm stretches it by a rule of its own). Raises UsageError for networks
