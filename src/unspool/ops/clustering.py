@@ -258,7 +258,8 @@ def _near(rows: Compared, taus: Sequence[float | int]) -> list[Bool[Tensor, "n n
     near = [torch.empty_like(products, dtype=torch.bool) for _ in taus]
     for start in range(0, len(products), LEADERS[1]):
         part, rest = slice(start, start + LEADERS[1]), slice(start, None)
-        distances = (rows.own[part, None] + rows.own[rest]).sub_(products[part, rest] + products[rest, part].T)
+        both = products[part, rest] + products[rest, part].T
+        distances = (rows.own[part, None] + rows.own[rest]).sub_(both)
         for tau, pairs in zip(taus, near, strict=True):
             pairs[part, rest] = close = distances <= tau
             pairs[rest, part] = close.T
