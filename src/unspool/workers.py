@@ -7,6 +7,7 @@ however often they are begun, and only what the last beginning returned is an ou
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import tempfile
@@ -172,7 +173,8 @@ def _leave_signals_to_the_parent() -> None:
 def _start_worker(threads: int) -> None:
     _leave_signals_to_the_parent()
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = str(threads)
+        asked = re.match(r"\d+", os.environ.get(variable, ""))
+        os.environ[variable] = str(min(threads, int(asked[0])) if asked else threads)
 
 
 def _forward(events: Any, report: Report) -> None:

@@ -193,9 +193,7 @@ def _train(method: str, options: TrainOptions) -> int:
     if options.sweep is not None:
         return _sweep(method, options, options.sweep)
     if options.ray:
-        raise UsageError(
-            f"--ray {options.ray}: the runs of a --sweep; one run is shared by --devices, torchrun"
-        )
+        raise UsageError(f"--ray {options.ray}: for the runs of a --sweep; one run is shared by --devices")
     if options.output and "://" in options.output:
         raise UsageError(
             f"-o {options.output}: a run learns in a folder; only a --sweep is copied to an address"

@@ -258,10 +258,12 @@ def _write_frames(store: FrameStore, video: Footage, decoder: Decoder) -> None:
     path = store.path(video)
     lock = path.with_name(f".{path.name}.lock")
     with FileLock(lock):
-        if not path.exists():
-            _write_first(store, video, decoder)
-        with suppress(OSError):  # those who wait for it find the frames
-            lock.unlink()
+        try:
+            if not path.exists():
+                _write_first(store, video, decoder)
+        finally:
+            with suppress(OSError):  # those who wait for it look for the frames next
+                lock.unlink()
 
 
 def _write_first(store: FrameStore, video: Footage, decoder: Decoder) -> None:
