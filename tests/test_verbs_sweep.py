@@ -95,7 +95,7 @@ def test_a_run_that_fails_is_told_and_the_next_begins(
 def test_a_stop_ends_all_runs_that_are_at_work(tmp_path: Path) -> None:
     write_videos(tmp_path / "videos", 4)
     Path("sweep.toml").write_text('[[run]]\nname = "a"\n[[run]]\nname = "b"\n[[run]]\nname = "c"\n')
-    words = [*COMMAND, "--data", "videos", "--sweep", "sweep.toml", "--steps", "100000", "-o", "out"]
+    words = [*COMMAND, "--data", "videos", "--sweep", "sweep.toml", "--steps", "2000", "-o", "out"]
     child = subprocess.Popen([*words, "--workers", "2", "--json"], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     learning: set[str] = set()

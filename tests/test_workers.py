@@ -305,19 +305,19 @@ def test_a_run_of_a_sweep_whose_worker_is_killed_goes_on_and_learns_the_same(
             killed.append(process_above("unspool.verbs.child", str(tmp_path / "out" / "b")))
             os.kill(killed[0], signal.SIGKILL)
 
-    words = [*COMMAND[5:], "--data", str(tmp_path / "videos"), "--steps", "100"]
+    words = [*COMMAND[5:], "--data", str(tmp_path / "videos"), "--steps", "150"]
     place = Place(ray=cluster, gpus=False)
     sweep = read_sweep(Path("sweep.toml"), {})
     assert carry_out_sweep(sweep, "dul", words, Path("out"), report, place=place) == 0
     assert [e["video"] for e in events if e["event"] == "lost"] == ["b"]
     assert any(e["event"] == "continued" and e["run"] == "b" for e in events)
     a, b = ([(r["step"], r["loss"]) for r in read_log(Path("out", name, "log.jsonl"))] for name in "ab")
-    assert a == b and a[-1][0] == 100
+    assert a == b and a[-1][0] == 150
 
 
 def process_above(*words: str) -> int:
     """The parent of the process that has these words in its command line."""
-    listed = subprocess.run(["ps", "-eo", "ppid,args"], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["ps", "-wweo", "ppid,args"], capture_output=True, text=True, check=True).stdout
     (line,) = (line for line in listed.splitlines() if all(f" {word} " in line for word in words))
     return int(line.split()[0])
 
