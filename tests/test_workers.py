@@ -239,6 +239,7 @@ def test_workers_beside_a_cluster_are_refused(tmp_path: Path, capsys: pytest.Cap
 
 
 @with_ray
+@pytest.mark.slow
 def test_a_command_on_the_cluster_is_stopped_by_ctrl_c_and_continued(cluster: str, tmp_path: Path) -> None:
     for name in NAMES:
         make_clip(tmp_path / "videos" / f"{name}.mp4", frames=40)
@@ -290,6 +291,7 @@ def test_a_verb_leaves_on_the_cluster_what_it_leaves_here(
 
 
 @with_ray
+@pytest.mark.slow
 def test_a_run_of_a_sweep_whose_worker_is_killed_goes_on_and_learns_the_same(
     cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

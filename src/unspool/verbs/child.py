@@ -6,6 +6,7 @@ end, as by SIGTERM, when its stdin is closed: by the process above, or because t
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import runpy
@@ -15,6 +16,16 @@ import threading
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+
+class _Stdout(io.TextIOWrapper):
+    """Events that nobody reads any more are no error: the command is asked to end, and ends in order."""
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _end_with_stdin() -> None:
@@ -39,6 +50,8 @@ def main() -> None:
     """Run the command of `sys.argv`."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a worker process above it ignores both
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert isinstance(sys.stdout, io.TextIOWrapper)
+    sys.stdout = _Stdout(sys.stdout.detach(), "utf-8")
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     held = _alone_in(Path(sys.argv[1]))
     sys.argv[1:] = sys.argv[2:]
