@@ -9,9 +9,11 @@ from threading import Event
 
 import pytest
 from filelock import FileLock
+from test_workers import Told
 
+from unspool import workers
 from unspool.results import Json, write_json
-from unspool.verbs.commands import HERE, Chain, Ended, Step, run_chain, run_chains
+from unspool.verbs.commands import HERE, Chain, Ended, Step, files_below, run_chain, run_chains
 from unspool.workers import LOST
 
 
@@ -57,6 +59,21 @@ def test_a_command_that_is_killed_says_why(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(sys, "executable", str(killed))
     ended = run_chain(chain(tmp_path, ("models",)), lambda event: None, Event())
     assert ended == {"status": "failed", "reason": LOST}
+
+
+def test_a_machine_that_does_not_see_the_result_works_where_paths_hold_and_sends_all_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python, result = tmp_path / "python", Path("result")
+    python.write_text('#!/bin/sh\npwd > "$3/where"')
+    python.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(python))
+    there = Chain("a", (Step(("models",), result / "a"),), cwd=str(tmp_path))
+    outcome, sent = workers._elsewhere(there, run_chain, Told(), result, ".mark", str(tmp_path), files_below)
+    assert outcome == {"status": "done", "reason": ""}
+    assert sorted(sent) == ["a/command.json", "a/where"]
+    assert sent["a/where"].decode().strip() == str(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["python"]
 
 
 def test_what_no_chain_has_begun_stays_so_after_a_stop(tmp_path: Path) -> None:

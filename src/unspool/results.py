@@ -12,6 +12,7 @@ RESULT/
   davis/SEQ/00000.png                eval only
   checkpoints/, encoder.safetensors, log.jsonl, pictures/, tensorboard/     train only (`unspool.training`)
   .address.json                      of a result at an address only (`unspool.mirror`)
+  command.json, .lock                of a run of a sweep or suite only (`unspool.verbs.commands`, `.child`)
 
 Every file appears under a temporary name and is renamed when whole; `done.json` comes last, so a video
 without it is redone.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-import signal
 import subprocess
 import sys
 import tempfile
@@ -168,7 +167,7 @@ def _run_step(step: Step, chain: Chain, home: str | None, report: Report, stop: 
             return Ended("stopped")
         said.seek(0)
         last = (said.read().decode(errors="replace").strip().splitlines() or [f"exit code {code}"])[-1]
-    killed = LOST if code == -signal.SIGKILL else ""
+    killed = LOST if code == -9 else ""  # SIGKILL
     return Ended("failed", reason or killed or _failure(folder) or last)
 
 
