@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -148,6 +149,35 @@ def test_a_stop_ends_what_runs_and_begins_nothing_more(where: Json, tmp_path: Pa
         ended = list(run_jobs(items, wait_until_stopped, report, stop, workers=2, cluster=cluster))
     assert 1 <= len(ended) <= 2
     assert all(isinstance(outcome, workers.Interrupted) for _, outcome in ended)
+
+
+def test_worker_processes_end_with_the_command_that_is_killed(tmp_path: Path) -> None:
+    code = """
+from pathlib import Path; from threading import Event
+from make_jobs import Item, wait_until_stopped; from unspool.workers import run_jobs
+items, tell = [Item("a", Path()), Item("b", Path())], lambda event: print(event["process"], flush=True)
+list(run_jobs(items, wait_until_stopped, tell, Event(), workers=2))
+"""
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    command = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert command.stdout is not None
+    at_work = {int(command.stdout.readline()) for _ in range(2)}
+    command.kill()
+    command.wait()
+    deadline = time.monotonic() + 20
+    while at_work & running() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not at_work & running()
+
+
+def running() -> set[int]:
+    listed = subprocess.run(["ps", "-eo", "pid,stat"], capture_output=True, text=True, check=True).stdout
+    return {int(pid) for pid, stat in map(str.split, listed.splitlines()[1:]) if stat[0] != "Z"}
 
 
 @with_ray
