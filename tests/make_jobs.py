@@ -31,7 +31,7 @@ def do(item: Item, report: Report, stop: Stop) -> Json:
 
 
 def wait_until_stopped(item: Item, report: Report, stop: Stop) -> Json:
-    report({"event": "note", "text": item.name})
+    report({"event": "note", "text": item.name, "process": os.getpid()})
     while not stop.is_set():
         time.sleep(0.05)
     raise Interrupted

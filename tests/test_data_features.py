@@ -1,12 +1,17 @@
 """Features are encoded once, kept, and never trusted when the encoder has changed."""
 
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 
+from unspool.data import features
 from unspool.data.features import BATCH, Kept, kept_features
 from unspool.data.pictures import Picture, View, pictures, shown
 from unspool.encoders import load_encoder
@@ -152,3 +157,43 @@ def test_rendered_pictures_have_classes_and_no_scene_in_both_splits() -> None:
 def test_other_data_are_refused(data: str) -> None:
     with pytest.raises(UsageError, match="KIND:WHERE"):
         pictures(data)
+
+
+class Told(Noise):
+    """Slow pictures; each look at one is a line of a file."""
+
+    def __init__(self, lines: Path) -> None:
+        super().__init__(BATCH + 1)
+        self.lines = lines
+
+    def __getitem__(self, index: int) -> Picture:
+        with self.lines.open("a") as file:
+            file.write(f"{index}\n")
+        time.sleep(0.05)
+        return super().__getitem__(index)
+
+
+def keep_told(folder: Path) -> np.ndarray:
+    torch.manual_seed(0)
+    return np.array(keep(Patches(), Told(folder / "lines.txt"), folder / "cache").maps["tokens"])
+
+
+def test_of_two_processes_that_want_the_same_features_one_encodes(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        one, other = pool.map(keep_told, [tmp_path, tmp_path])
+    looked_at = (tmp_path / "lines.txt").read_text().split()
+    assert looked_at == [str(number) for number in range(BATCH + 1)]
+    assert np.array_equal(one, other)
+    assert np.abs(one).min(axis=(1, 2, 3)).all()  # every picture was there
+
+
+def test_who_waits_for_another_process_can_be_stopped(
+    network: Patches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyError(done, total)
+
+    key = keep(network, Noise(), tmp_path).key
+    monkeypatch.setattr(features, "ASKED_EVERY", 0.01)
+    with FileLock(tmp_path / f".{key}.lock"), pytest.raises(KeyError, match="3, 3"):
+        keep(network, Noise(), tmp_path, progress=stop)

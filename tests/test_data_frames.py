@@ -2,7 +2,9 @@ import errno
 import os
 import pickle
 import shutil
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +16,7 @@ from PIL import Image
 from unspool import DataError, OutputError, VideoError
 from unspool.data import frames as module
 from unspool.data.footage import Footage
-from unspool.data.frames import Decoder, shrink, size_at, store_frames
+from unspool.data.frames import Decoder, FrameStore, shrink, size_at, store_frames
 from unspool.data.index import index_videos
 
 
@@ -146,6 +148,25 @@ def test_the_store_is_written_once(
     store_frames(videos, 20)
     assert {path: path.stat().st_mtime_ns for path in store.folder.iterdir()} == written
     assert store.folder == cache / "frames" / "short-20"
+
+
+def test_of_two_that_want_the_same_frames_at_once_one_decodes(
+    videos: tuple[Footage, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+
+    def slowly(store: FrameStore, video: Footage, decoder: Decoder) -> None:
+        decoded.append(video.name)
+        time.sleep(0.2)
+        write(store, video, decoder)
+
+    write = module._write_first
+    monkeypatch.setattr(module, "_write_first", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda _: store_frames(videos, 20)[0], range(2))
+    assert sorted(decoded) == sorted(video.name for video in videos)
+    assert all((one.frames(video) == other.frames(video)).all() for video in videos)
+    assert not list(one.folder.glob(".*"))
 
 
 def test_another_size_is_another_store(videos: tuple[Footage, ...]) -> None:

@@ -17,7 +17,8 @@ from test_verbs_clustering import davis
 
 from unspool.cli import app, main
 from unspool.errors import UsageError
-from unspool.verbs.suite.running import Model, planned, run_of, said_once, why_empty
+from unspool.verbs.commands import Chain, Place, Step
+from unspool.verbs.suite.running import Model, _numbered, planned, run_of, said_once, why_empty
 from unspool.verbs.suite.running import Order as Suite
 from unspool.verbs.suite.tables import KINDS, Column, Row, evaluations, read_data, read_tables
 from unspool.verbs.suite.writing import Source, beside_of, filled, latex, markdown
@@ -58,9 +59,9 @@ def set_up(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A suite that has run: tracking and clustering, of one model."""
+    """A suite that has run: tracking and clustering, of one model, side by side."""
     folder = set_up(tmp_path_factory.mktemp("suite"))
-    assert call(folder) == 0
+    assert call(folder, "--workers", "2") == 0
     return folder
 
 
@@ -236,6 +237,15 @@ def test_a_part_that_a_model_lacks_is_a_reason(tmp_path: Path) -> None:
     assert "a has no class token" in why_empty(heads, heads.columns[3], row, model, data, facts("a"))
     gone = facts("a", error="not on this machine")
     assert why_empty(heads, heads.columns[0], row, model, data, gone) == "not on this machine"
+
+
+def test_the_only_run_that_is_left_shares_its_own_jobs_out() -> None:
+    chains = [Chain(name, (Step(("eval", name), Path(name)),)) for name in "ab"]
+    alone, both = _numbered(chains[:1], Place(workers=3)), _numbered(chains, Place(workers=3))
+    assert alone[0].steps[0].command == ("eval", "a", "--workers", "3")
+    assert [chain.steps for chain in both] == [chain.steps for chain in chains]
+    assert [chain.said for chain in both] == ["1 of 2: a", "2 of 2: b"]
+    assert _numbered(chains[:1], Place(ray="auto"))[0].steps[0].command[2:] == ("--ray", "auto")
 
 
 def test_of_an_option_said_twice_the_last_counts() -> None:

@@ -1,17 +1,20 @@
 """`unspool train METHOD --sweep FILE`: rows of a table, each an ordinary run."""
 
 import json
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
-from make_training import SMALL, write_videos
+from filelock import FileLock
+from make_training import COMMAND, SMALL, write_videos
 from test_verbs_clustering import davis
 
 from unspool.cli import main
 from unspool.errors import UsageError
-from unspool.results import write_json
+from unspool.results import Json, write_json
 from unspool.verbs.commands import already_done
-from unspool.verbs.sweep import read_sweep
+from unspool.verbs.sweep import Sweep, carry_out_sweep, read_sweep
 
 TABLE = """
 title = "Table 0"
@@ -33,7 +36,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def sweep(content: str, given: tuple[str, ...] = ()) -> object:
+def sweep(content: str, given: tuple[str, ...] = ()) -> Sweep:
     Path("sweep.toml").write_text(content)
     return read_sweep(Path("sweep.toml"), dict.fromkeys(given))
 
@@ -57,7 +60,7 @@ def test_runs_fill_a_table_once(tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert train("--dry-run") == 0
     assert "--set 'augmentation.size=[24, 24]' -o out/wide" in capfd.readouterr().out
     assert not Path("out").exists()
-    assert train() == 0
+    assert train("--workers", 2) == 0
     rows = json.loads(Path("out/sweep.json").read_text())["rows"]
     assert [(row["run"], row["status"], row["steps"]) for row in rows] == [
         ("slow", "done", 1),
@@ -73,7 +76,7 @@ def test_runs_fill_a_table_once(tmp_path: Path, capfd: pytest.CaptureFixture[str
     before = Path("out/slow/run.json").stat().st_mtime_ns
     Path("out/wide/run.json").write_text("{}")  # as if it had never ended
     capfd.readouterr()
-    train()
+    train("--workers", 2)
     assert "out/slow: already done" in capfd.readouterr().err
     assert Path("out/slow/run.json").stat().st_mtime_ns == before
 
@@ -87,6 +90,51 @@ def test_a_run_that_fails_is_told_and_the_next_begins(
     rows = json.loads(Path("out/sweep.json").read_text())["rows"]
     assert [row["status"] for row in rows] == ["not begun", "done"]
     assert "1 of 2 failed: a" in capfd.readouterr().err
+
+
+def test_a_stop_ends_all_runs_that_are_at_work(tmp_path: Path) -> None:
+    write_videos(tmp_path / "videos", 4)
+    Path("sweep.toml").write_text('[[run]]\nname = "a"\n[[run]]\nname = "b"\n[[run]]\nname = "c"\n')
+    words = [*COMMAND, "--data", "videos", "--sweep", "sweep.toml", "--steps", "2000", "-o", "out"]
+    child = subprocess.Popen([*words, "--workers", "2", "--json"], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    learning: set[str] = set()
+    for event in map(json.loads, child.stdout):
+        if event["event"] == "step":
+            learning.add(event["run"])
+        if len(learning) == 2:
+            break
+    child.send_signal(signal.SIGTERM)
+    child.stdout.read()
+    assert child.wait() == 143
+    rows = json.loads(Path("out/sweep.json").read_text())["rows"]
+    assert [row["status"] for row in rows] == ["interrupted", "interrupted", "not begun"]
+    for name in learning:  # nobody is at work there any more
+        FileLock(Path("out", name, ".lock")).acquire(timeout=0)
+
+
+def test_a_sweep_at_an_address_is_continued_from_there(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    write_json(there / "a/run.json", {"status": "done"})
+    write_json(there / "a/command.json", {"command": ["train", "dul"], "done": True})
+    events: list[Json] = []
+    assert (
+        carry_out_sweep(
+            sweep('[[run]]\nname = "a"\n'), "dul", [], Path("out"), events.append, address=f"file://{there}"
+        )
+        == 0
+    )
+    assert {"event": "note", "text": "out/a: already done"} in events
+    assert (there / "table.md").exists() and not (there / "a/.lock").exists()
+
+
+def test_what_a_run_of_a_sweep_does_not_have_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("sweep.toml").write_text('[[run]]\nname = "a"\n')
+    assert call("--ray", "auto", "--devices", "2") == 2
+    assert "leave out --devices" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", "dul", "--ray", "auto"])
+    assert "for the runs of a --sweep" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_wrong_setting_is_refused_before_the_first_run(capsys: pytest.CaptureFixture[str]) -> None:

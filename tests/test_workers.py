@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,13 +18,17 @@ from typing import Any
 
 import pytest
 from make_jobs import Item, do, wait_until_stopped, write_part
+from make_training import COMMAND, write_videos
 from test_journeys import make_clip, make_mask
+from test_verbs_clustering import davis
 
 from unspool import workers
 from unspool.cli import main
 from unspool.errors import UnspoolError, UsageError
 from unspool.jobs import Plan, Report, Stop, execute, stopping
-from unspool.results import Json
+from unspool.results import Json, read_log
+from unspool.verbs.commands import Place
+from unspool.verbs.sweep import carry_out_sweep, read_sweep
 from unspool.verbs.track import Settings, TrackJob, track_plan, track_video
 from unspool.workers import Cluster, run_jobs
 
@@ -48,10 +53,11 @@ def track_and_die(job: TrackJob, report: Report, stop: Stop) -> Json:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a Ray cluster of two processes on this machine."""
     import ray
 
+    os.environ["UNSPOOL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     before, here = os.environ.get("PYTHONPATH", ""), str(Path(__file__).parent)
     os.environ |= {"PYTHONPATH": os.pathsep.join([here, before]), "RAY_USAGE_STATS_ENABLED": "0"}
     # Ray asks for 15, and a busy machine starves them
@@ -62,6 +68,7 @@ def cluster() -> Iterator[str]:
     finally:
         ray.shutdown()
         os.environ["PYTHONPATH"] = before
+        del os.environ["UNSPOOL_CACHE"]
 
 
 @pytest.fixture
@@ -142,6 +149,35 @@ def test_a_stop_ends_what_runs_and_begins_nothing_more(where: Json, tmp_path: Pa
         ended = list(run_jobs(items, wait_until_stopped, report, stop, workers=2, cluster=cluster))
     assert 1 <= len(ended) <= 2
     assert all(isinstance(outcome, workers.Interrupted) for _, outcome in ended)
+
+
+def test_worker_processes_end_with_the_command_that_is_killed(tmp_path: Path) -> None:
+    code = """
+from pathlib import Path; from threading import Event
+from make_jobs import Item, wait_until_stopped; from unspool.workers import run_jobs
+items, tell = [Item("a", Path()), Item("b", Path())], lambda event: print(event["process"], flush=True)
+list(run_jobs(items, wait_until_stopped, tell, Event(), workers=2))
+"""
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    command = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert command.stdout is not None
+    at_work = {int(command.stdout.readline()) for _ in range(2)}
+    command.kill()
+    command.wait()
+    deadline = time.monotonic() + 20
+    while at_work & running() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not at_work & running()
+
+
+def running() -> set[int]:
+    listed = subprocess.run(["ps", "-eo", "pid,stat"], capture_output=True, text=True, check=True).stdout
+    return {int(pid) for pid, stat in map(str.split, listed.splitlines()[1:]) if stat[0] != "Z"}
 
 
 @with_ray
@@ -233,6 +269,7 @@ def test_workers_beside_a_cluster_are_refused(tmp_path: Path, capsys: pytest.Cap
 
 
 @with_ray
+@pytest.mark.slow
 def test_a_command_on_the_cluster_is_stopped_by_ctrl_c_and_continued(cluster: str, tmp_path: Path) -> None:
     for name in NAMES:
         make_clip(tmp_path / "videos" / f"{name}.mp4", frames=40)
@@ -254,6 +291,67 @@ def test_a_command_on_the_cluster_is_stopped_by_ctrl_c_and_continued(cluster: st
     record = json.loads((tmp_path / "result" / "run.json").read_text())
     assert sorted((v["name"], v["status"]) for v in record["videos"]) == [(n, "done") for n in NAMES]
     assert len(masks(tmp_path / "result")) == 160
+
+
+@with_ray
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["segment", "a.mp4", "b.mp4", "--resolution", "64x96", "--tau", "0.5"],
+        ["eval", "tracking", "--data", "davis17:DAVIS", "--resolution", "32"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_verb_leaves_on_the_cluster_what_it_leaves_here(
+    words: list[str], cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if words[0] == "segment":
+        for name in ("a.mp4", "b.mp4"):
+            make_clip(tmp_path / name)
+    else:
+        davis(tmp_path / "DAVIS", {"cows": [1], "goat": [1, 2]})
+    for folder, more in (("here", []), ("there", ["--ray", cluster])):
+        with pytest.raises(SystemExit) as end:
+            main([*words, "--model", "random-resnet18", "--device", "cpu", "-o", folder, *more])
+        assert not end.value.code
+    assert masks(Path("there")) == masks(Path("here")) != {}
+    if words[0] == "eval":
+        assert Path("there/scores.csv").read_text() == Path("here/scores.csv").read_text()
+
+
+@with_ray
+@pytest.mark.slow
+def test_a_run_of_a_sweep_whose_worker_is_killed_goes_on_and_learns_the_same(
+    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_videos(tmp_path / "videos", 4)
+    Path("sweep.toml").write_text('[[run]]\nname = "a"\n[[run]]\nname = "b"\n')
+    events: list[Json] = []
+    killed: list[int] = []
+
+    def report(event: Json) -> None:
+        events.append(event)
+        if event["event"] == "step" and event["run"] == "b" and not killed:
+            killed.append(process_above("unspool.verbs.child", str(tmp_path / "out" / "b")))
+            os.kill(killed[0], signal.SIGKILL)
+
+    words = [*COMMAND[5:], "--data", str(tmp_path / "videos"), "--steps", "150"]
+    place = Place(ray=cluster, gpus=False)
+    sweep = read_sweep(Path("sweep.toml"), {})
+    assert carry_out_sweep(sweep, "dul", words, Path("out"), report, place=place) == 0
+    assert [e["video"] for e in events if e["event"] == "lost"] == ["b"]
+    assert any(e["event"] == "continued" and e["run"] == "b" for e in events)
+    a, b = ([(r["step"], r["loss"]) for r in read_log(Path("out", name, "log.jsonl"))] for name in "ab")
+    assert a == b and a[-1][0] == 150
+
+
+def process_above(*words: str) -> int:
+    """The parent of the process that has these words in its command line."""
+    listed = subprocess.run(["ps", "-wweo", "ppid,args"], capture_output=True, text=True, check=True).stdout
+    (line,) = (line for line in listed.splitlines() if all(f" {word} " in line for word in words))
+    return int(line.split()[0])
 
 
 def test_what_is_fetched_whole_replaces_what_an_earlier_beginning_left_here(tmp_path: Path) -> None:

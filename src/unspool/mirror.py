@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from unspool.errors import OutputError, UsageError
-from unspool.results import OWN_FILES, OWN_FOLDERS, Json, is_of, written_whole
+from unspool.results import OWN_FILES, OWN_FOLDERS, Json, is_of, vouches, written_whole
 
 Stamp = list[int]  # bytes, time of the last change in ns
 KNOWN = ".address.json"  # in the folder, and never copied: what is equal here and there
@@ -167,9 +167,34 @@ class Mirror:
             ) from error
 
 
+@contextmanager
+def copied(address: str | None, folder: Path, report: Callable[[Json], None]) -> Iterator[Callable[[], None]]:
+    """A folder of runs and its copy at `address`, from which it is brought up to date first; None: no copy.
+
+    Yields what copies now. What cannot be copied then is copied at the end.
+    """
+    if address is None:
+        yield lambda: None
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    mirror = Mirror(address, folder)
+    mirror.look()
+    mirror.fetch()
+
+    def copy() -> None:
+        try:
+            mirror.copy(())
+        except OutputError as error:
+            report({"event": "note", "text": f"{error}; tried again at the end"})
+
+    yield copy
+    mirror.copy(())
+    report({"event": "note", "text": f"copied to {mirror.address}"})
+
+
 def _vouching_last(name: str) -> tuple[bool, str]:
-    """A `done.json` after the files that it vouches for."""
-    return name.endswith("done.json"), name
+    """A `done.json` or `command.json` after the files that it vouches for."""
+    return vouches(name), name
 
 
 def _stamp(path: Path) -> Stamp:

@@ -55,11 +55,12 @@ class Reporter:
 
     def __call__(self, event: Json) -> None:
         """Show one event."""
-        if self.as_json and self._worth_a_line(event):
+        named = _named(event)
+        if self.as_json and self._worth_a_line(named):
             print(json.dumps(event, default=str), flush=True)
         show = getattr(self, f"_{event['event']}", None)
         if show is not None:
-            show(event)
+            show(named)
 
     def _worth_a_line(self, event: Json) -> bool:
         if event["event"] == "stage":
@@ -160,14 +161,14 @@ class Reporter:
 
     def _storing(self, event: Json) -> None:
         what = event.get("what", "keeping decoded frames")
-        self._advance(what, event["done"], event["total"], f"{event['seconds_left']} s left")
+        self._advance(_of(event, what), event["done"], event["total"], f"{event['seconds_left']} s left")
 
     def _continued(self, event: Json) -> None:
-        self.say(f"continuing after step {event['step']:,} of {event['steps']:,}")
+        self.say(_of(event, f"continuing after step {event['step']:,} of {event['steps']:,}"))
 
     def _step(self, event: Json) -> None:
         rate = f"loss {event['loss']:.4f}, {_pace(event['steps_per_second'])}"
-        self._advance("training", event["step"], event["steps"], rate, self._told(event))
+        self._advance(_of(event, "training"), event["step"], event["steps"], rate, self._told(event))
 
     @staticmethod
     def _told(event: Json) -> str:
@@ -178,7 +179,8 @@ class Reporter:
 
     def _validated(self, event: Json) -> None:
         best = ", the best so far" if event["best"] else ""
-        self.say(f"step {event['step']:,}: J {100 * event['J']:.1f}, F {100 * event['F']:.1f}{best}")
+        scores = f"J {100 * event['J']:.1f}, F {100 * event['F']:.1f}"
+        self.say(_of(event, f"step {event['step']:,}: {scores}{best}"))
 
     def _warning(self, event: Json) -> None:
         self.warn(event["text"])
@@ -216,6 +218,15 @@ class Reporter:
     def _drop(self, name: str) -> None:
         if name in self._tasks:
             self._bars.remove_task(self._tasks.pop(name))
+
+
+def _of(event: Json, text: str) -> str:
+    """Of runs that are at work side by side, each says its name first."""
+    return f"{event['run']}: {text}" if "run" in event else text
+
+
+def _named(event: Json) -> Json:
+    return event | {key: _of(event, event[key]) for key in ("video", "text", "error") if key in event}
 
 
 def _pace(steps_per_second: float) -> str:

@@ -12,6 +12,7 @@ RESULT/
   davis/SEQ/00000.png                eval only
   checkpoints/, encoder.safetensors, log.jsonl, pictures/, tensorboard/     train only (`unspool.training`)
   .address.json                      of a result at an address only (`unspool.mirror`)
+  command.json, .lock                of a run of a sweep or suite only (`unspool.verbs.commands`, `.child`)
 
 Every file appears under a temporary name and is renamed when whole; `done.json` comes last, so a video
 without it is redone.
@@ -32,6 +33,8 @@ from unspool.errors import OutputError, UsageError
 
 OWN_FOLDERS = ("videos", "data", "davis", "checkpoints", "tensorboard", "pictures")
 OWN_FILES = ("index.html", "run.json", "scores.json", "scores.csv", "log.jsonl")  # --overwrite removes both
+
+NOTE = "command.json"  # of a run of a sweep or suite, beside run.json: which command fills it, if it is done
 
 Json = dict[str, Any]
 
@@ -95,6 +98,11 @@ def files_of(folder: Path, name: str) -> list[Path]:
         tops += [path for path in (folder / "data").iterdir() if data.fullmatch(path.name)]
     inside = [path for top in tops for path in ([top] if top.is_file() else top.rglob("*"))]
     return sorted(path for path in inside if path.is_file())
+
+
+def vouches(name: str) -> bool:
+    """Whether the file of this path says that others are there: it comes last."""
+    return name.rpartition("/")[2] in ("done.json", NOTE)
 
 
 def is_of(parts: Sequence[str], names: Collection[str]) -> bool:

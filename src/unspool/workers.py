@@ -7,6 +7,7 @@ however often they are begun, and only what the last beginning returned is an ou
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import tempfile
@@ -19,7 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.managers import SyncManager
 from pathlib import Path
 from queue import Empty
@@ -27,7 +28,7 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from unspool.errors import UnspoolError, UsageError
-from unspool.results import Json, files_of, written_whole
+from unspool.results import Json, files_of, vouches, written_whole
 
 Report = Callable[[Json], None]
 ATTEMPTS = 2  # beginnings of a job whose process is lost
@@ -68,6 +69,7 @@ def stage_event(
 
 
 Work = Callable[[Any, Report, Stop], Json]  # importable by name, for worker processes
+Files = Callable[[Path, str], list[Path]]  # in a result folder, of the job of this name
 Outcome = tuple[Any, Json | BaseException]  # a job, and what its work returned or raised
 
 
@@ -78,6 +80,7 @@ class Cluster:
     address: str  # auto, local, HOST:PORT
     folder: Path  # of the result: what a machine that does not see it writes there is sent back
     gpus: bool = False  # a GPU for each job, where the cluster has any
+    files: Files = files_of
 
 
 def run_jobs(
@@ -165,12 +168,22 @@ def _leave_signals_to_the_parent() -> None:
     """The parent decides; workers are asked to stop, also where the whole group gets the signal."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    """Where it is killed nobody would ask this process to stop."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _start_worker(threads: int) -> None:
     _leave_signals_to_the_parent()
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = str(threads)
+        asked = re.match(r"\d+", os.environ.get(variable, ""))
+        os.environ[variable] = str(min(threads, int(asked[0])) if asked else threads)
 
 
 def _forward(events: Any, report: Report) -> None:
@@ -194,7 +207,9 @@ def _run_on_ray(
         gpus = int(cluster.gpus and ray.cluster_resources().get("GPU", 0) > 0)
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=ATTEMPTS - 1)(_elsewhere)
         here = str(Path.cwd())
-        running = {task.remote(job, work, events, cluster.folder, mark, here): job for job in jobs}
+        running = {
+            task.remote(job, work, events, cluster.folder, mark, here, cluster.files): job for job in jobs
+        }
         cancelled = False
         while running:
             if stop.is_set() and not cancelled:
@@ -211,7 +226,7 @@ def _run_on_ray(
                     report(event)
             for reference in ended:
                 job = running.pop(reference)
-                outcome = _fetched(ray, reference, job, cluster.folder)
+                outcome = _fetched(ray, reference, job, cluster.folder, cluster.files)
                 if not isinstance(outcome, Interrupted) or begun[job.name]:
                     yield job, outcome
 
@@ -272,7 +287,7 @@ Sent = dict[str, bytes]  # files of the result, from where the folder is not our
 
 
 def _elsewhere(
-    job: Any, work: Work, events: Any, folder: Path, mark: str, cwd: str
+    job: Any, work: Work, events: Any, folder: Path, mark: str, cwd: str, files: Files = files_of
 ) -> tuple[Json | Exception, Sent]:
     """Do one job on whichever machine this is; the files too, where the result folder is not seen here.
 
@@ -292,21 +307,23 @@ def _elsewhere(
                 error.add_note(traceback.format_exc())  # a traceback does not travel
             outcome = error
         events.qsize()  # all that was reported has arrived
-        return outcome, {} if shared else _collected(job.name, folder)
+        return outcome, {} if shared else _collected(job.name, folder, files)
 
 
-def _collected(name: str, folder: Path) -> Sent:
+def _collected(name: str, folder: Path, files: Files = files_of) -> Sent:
     """What this job has left, taken away; nothing of others, which may share an absolute folder here."""
     found: Sent = {}
     learnt = folder / "checkpoints" / f"{name}.pt"  # of a head; its pictures come later, and leave it alone
-    for path in [*files_of(folder, name), *([learnt] if learnt.is_file() else [])]:
+    for path in [*files(folder, name), *([learnt] if learnt.is_file() else [])]:
         if not path.name.startswith("."):
             found[path.relative_to(folder).as_posix()] = path.read_bytes()
         path.unlink()
     return found
 
 
-def _fetched(ray: Any, reference: Any, job: Any, folder: Path) -> Json | BaseException:
+def _fetched(
+    ray: Any, reference: Any, job: Any, folder: Path, files: Files = files_of
+) -> Json | BaseException:
     try:
         outcome, sent = ray.get(reference)
     except (ray.exceptions.TaskCancelledError, KeyboardInterrupt):
@@ -315,10 +332,10 @@ def _fetched(ray: Any, reference: Any, job: Any, folder: Path) -> Json | BaseExc
         return UnspoolError(f"{job.name}: the task failed on its machine: {error.cause}")
     except ray.exceptions.RayError as error:
         return UnspoolError(f"{job.name}: {LOST} ({type(error).__name__})")
-    if any(name.endswith("done.json") for name in sent):  # then what an earlier beginning left goes
-        for stale in set(files_of(folder, job.name)) - {folder / name for name in sent}:
+    if any(map(vouches, sent)):  # then what an earlier beginning left goes
+        for stale in set(files(folder, job.name)) - {folder / name for name in sent}:
             stale.unlink()
-    for name in sorted(sent, key=lambda path: (path.endswith("done.json"), path)):  # which says: all is there
+    for name in sorted(sent, key=lambda path: (vouches(path), path)):
         with written_whole(folder / name) as part:
             part.write_bytes(sent[name])
     found: Json | BaseException = outcome

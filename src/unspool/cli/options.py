@@ -119,18 +119,27 @@ class SegmentOptions:
         return {n: getattr(self, n) for n in names if getattr(self, n) is not None}
 
 
+def refuse_wrong_place(workers: int | None, ray: str | None) -> None:
+    """UsageError for numbers of workers that nothing can be done with."""
+    if workers is not None and workers < 1:
+        raise UsageError(f"--workers {workers}: at least 1")
+    if ray and (workers or 1) > 1:
+        raise UsageError(f"--ray {ray} takes what the cluster has (`ray start --num-cpus N`); no --workers")
+
+
+def folder_and_address(output: str | None, default: str) -> tuple[Path, str | None]:
+    """Where runs are made, and the address that gets a copy."""
+    address = output if output and "://" in output else None
+    return Path(default if address or not output else output), address
+
+
 def run_plan(plan: Any, run: RunOptions, model: ModelOptions | None, **arguments: Any) -> int:
     """The exit code of a verb: its plan is made from `arguments` and carried out, `model` as its settings."""
     from unspool import jobs
     from unspool.reporting import Reporter
     from unspool.verbs.track import resolve_settings
 
-    if run.workers < 1:
-        raise UsageError(f"--workers {run.workers}: at least 1")
-    if run.ray and run.workers > 1:
-        raise UsageError(
-            f"--ray {run.ray} takes what the cluster has (`ray start --num-cpus N`); no --workers"
-        )
+    refuse_wrong_place(run.workers, run.ray)
     if model is not None:
         single, workers = model.settings or [], run.workers
         arguments["settings"] = resolve_settings(model.given(), model.config, single, workers=workers)

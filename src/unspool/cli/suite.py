@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 from cyclopts import CycloptsError, Parameter
 
 from unspool.cli.evaluation import evaluate
-from unspool.cli.options import MODEL, OUTPUT, RUNTIME
+from unspool.cli.options import MODEL, OUTPUT, RUNTIME, folder_and_address, refuse_wrong_place
 from unspool.errors import UsageError
 
+SUITE = "unspool-eval-suite"
 REFUSED = {"discovery": ("--every", "--smallest", "--upsampling")}  # protocols score all frames as they are
 # it gives these to every run, or decides them for all
 OF_THE_SUITE = ("--data", "--model", "--output", "--overwrite", "--dry-run", "--json", "--quiet")
@@ -22,7 +23,7 @@ def eval_suite(
     model: Annotated[list[str], Parameter(group=MODEL, consume_multiple=True)],
     data: Path,
     tables: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
-    output: Annotated[Path, Parameter(name=["--output", "-o"], group=OUTPUT)] = Path("unspool-eval-suite"),
+    output: Annotated[str, Parameter(name=["--output", "-o"], group=OUTPUT)] = SUITE,
     overwrite: Annotated[bool, Parameter(group=OUTPUT)] = False,
     device: Annotated[str | None, Parameter(group=RUNTIME)] = None,
     precision: Annotated[Literal["fp32", "bf16", "fp16"] | None, Parameter(group=RUNTIME)] = None,
@@ -64,7 +65,7 @@ def eval_suite(
         Only these: names as dul-davis, timet-4, ba-7, rendered-clustering, or all of dul, timet, ba,
         rendered. Default: all.
     output
-        Folder of tables and runs.
+        Folder of tables and runs; an fsspec address gets a copy of it.
     overwrite
         Run again what is finished.
     device
@@ -72,9 +73,10 @@ def eval_suite(
     precision
         Of all runs: arithmetic of the encoder.
     workers
-        Videos in work at the same time, in each run.
+        Runs at work at the same time, each with its share of the cores; in the only run left, its videos.
     ray
-        Each run on a Ray cluster: auto, HOST:PORT, or local.
+        The runs on a Ray cluster (extra `ray`), not by --workers: auto, HOST:PORT, or local. The only run
+        left has its videos there.
     dry_run
         List the runs, and stop.
     json
@@ -86,18 +88,20 @@ def eval_suite(
     """
     from unspool.reporting import Reporter
     from unspool.verbs import suite
+    from unspool.verbs.commands import Place
 
-    if workers is not None and workers < 1:
-        raise UsageError(f"--workers {workers}: at least 1")
-    if ray is not None and (workers or 1) > 1:
-        raise UsageError("give either --workers or --ray: a cluster decides how many jobs run at a time")
-    given = {"--device": device, "--precision": precision, "--workers": workers, "--ray": ray}
+    refuse_wrong_place(workers, ray)
+    given = {"--device": device, "--precision": precision}
     shared = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
     there = suite.read_data(data)
     _refuse_wrong_options(there)
-    order = suite.Order.of(model, there, suite.read_tables(tables or ()), output, shared)
+    folder, address = folder_and_address(output, SUITE)
+    order = suite.Order.of(model, there, suite.read_tables(tables or ()), folder, shared)
+    place = Place(workers or 1, ray, gpus=device != "cpu")
     with Reporter(as_json=json, quiet=quiet, verbose=verbose) as reporter:
-        return suite.carry_out_suite(order, reporter, again=overwrite, dry_run=dry_run)
+        return suite.carry_out_suite(
+            order, reporter, place=place, address=address, again=overwrite, dry_run=dry_run
+        )
 
 
 def _refuse_wrong_options(data: Any) -> None:

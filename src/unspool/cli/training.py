@@ -9,7 +9,11 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from unspool.cli.options import DATA, LEARNING, OUTPUT, RUNTIME
+from unspool.cli.options import DATA, LEARNING, OUTPUT, RUNTIME, folder_and_address, refuse_wrong_place
+from unspool.errors import UsageError
+
+# options that say which runs there are and where, not what each is
+OF_THE_SWEEP = ("sweep", "output", "dry_run", "overwrite", "workers", "ray")
 
 training = App(
     name="train",
@@ -49,8 +53,8 @@ class TrainOptions:
     "Arithmetic of the network. Default: fp32."
     seed: Annotated[int | None, Parameter(group=LEARNING)] = None
     "Seed of everything random. Default: 0."
-    output: Annotated[Path | None, Parameter(name=["--output", "-o"], group=OUTPUT)] = None
-    "Result folder. Default: unspool-train-METHOD in the working directory."
+    output: Annotated[str | None, Parameter(name=["--output", "-o"], group=OUTPUT)] = None
+    "Result folder. Default: unspool-train-METHOD in the working directory. Of a --sweep: or an address."
     overwrite: Annotated[bool, Parameter(group=OUTPUT)] = False
     "Start again in a folder that holds a run."
     validate_every: Annotated[int | None, Parameter(group=OUTPUT)] = None
@@ -68,7 +72,9 @@ class TrainOptions:
     nodes: Annotated[int | None, Parameter(group=RUNTIME)] = None
     "Machines. Default: likewise."
     workers: Annotated[int | None, Parameter(group=RUNTIME)] = None
-    "Processes that decode, render and prepare clips. Default: as it seems best."
+    "Processes that decode and prepare clips. Default: as it seems best. With --sweep: runs at a time."
+    ray: Annotated[str | None, Parameter(group=RUNTIME)] = None
+    "With --sweep: the runs on a Ray cluster (extra `ray`), not by --workers: auto, HOST:PORT, or local."
     dry_run: Annotated[bool, Parameter(group=RUNTIME)] = False
     "Say what would be done, with estimated time and peak memory, and stop."
     json: Annotated[bool, Parameter(name="--json", group=RUNTIME)] = False
@@ -92,7 +98,7 @@ class TrainOptions:
         found: list[str] = []
         for each in fields(self):
             value, name = getattr(self, each.name), f"--{each.name.replace('_', '-')}"
-            if each.name in ("sweep", "output", "dry_run", "overwrite") or value == each.default:
+            if each.name in OF_THE_SWEEP or value == each.default:
                 continue
             if each.name == "settings":
                 found += [word for setting in value for word in ("--set", setting)]
@@ -153,7 +159,11 @@ def _sweep(method: str, options: TrainOptions, path: Path) -> int:
     from unspool.reporting import Reporter
     from unspool.training.settings import resolve
     from unspool.verbs import sweep as verbs
+    from unspool.verbs.commands import Place
 
+    refuse_wrong_place(options.workers, options.ray)
+    if options.ray and (options.devices or options.nodes):
+        raise UsageError("--ray gives each run of a sweep one process; leave out --devices and --nodes")
     given: dict[str, Any] = {"preset": options.preset, "model": options.model}
     given = {k: v for k, v in given.items() if v is not None} | options.given(method)
     sweep = verbs.read_sweep(path, given)
@@ -163,13 +173,17 @@ def _sweep(method: str, options: TrainOptions, path: Path) -> int:
         ]
         preset = item.overrides.get("preset", options.preset)
         resolve(method, preset, options.config, [*(options.settings or []), *single], options.given(method))
+    folder, address = folder_and_address(options.output, f"unspool-sweep-{method}-{path.stem}")
+    place = Place(options.workers or 1, options.ray, gpus=options.device != "cpu")
     with Reporter(as_json=options.json, quiet=options.quiet, verbose=options.verbose) as reporter:
         return verbs.carry_out_sweep(
             sweep,
             method,
             options.words(),
-            options.output or Path(f"unspool-sweep-{method}-{path.stem}"),
+            folder,
             reporter,
+            place=place,
+            address=address,
             again=options.overwrite,
             dry_run=options.dry_run,
         )
@@ -178,6 +192,12 @@ def _sweep(method: str, options: TrainOptions, path: Path) -> int:
 def _train(method: str, options: TrainOptions) -> int:
     if options.sweep is not None:
         return _sweep(method, options, options.sweep)
+    if options.ray:
+        raise UsageError(f"--ray {options.ray}: for the runs of a --sweep; one run is shared by --devices")
+    if options.output and "://" in options.output:
+        raise UsageError(
+            f"-o {options.output}: a run learns in a folder; only a --sweep is copied to an address"
+        )
     from unspool.reporting import Reporter
     from unspool.training import Rhythm
     from unspool.training.processes import Machines
@@ -189,7 +209,7 @@ def _train(method: str, options: TrainOptions) -> int:
             method, options.preset, options.config, options.settings or [], options.given(method)
         ),
         data=tuple(options.data or ()),
-        folder=options.output or Path(f"unspool-train-{method}"),
+        folder=Path(options.output or f"unspool-train-{method}"),
         model=options.model,
         machines=Machines(options.device, options.devices, options.nodes),
         frames=options.frames,

@@ -3,7 +3,7 @@
 FOLDER/KEY/{tokens.npy, ..., labels.npy, state.json}: the key is a digest of the encoder's weights, name and
 precision, of the pictures, and of how they are shown. What has been kept is used only where the encoder still
 gives the same features of a probe image, so that code that changed under the same weights is noticed.
-Encoding goes on where it was stopped.
+Encoding goes on where it was stopped. Of processes that want the same features one encodes, the others wait.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from jaxtyping import UInt8
 from torch import Tensor
 
@@ -28,6 +30,7 @@ from unspool.encoders import Encoder, encode_batches
 from unspool.errors import OutputError, UsageError
 
 BATCH = 16  # pictures encoded, then kept, at a time
+ASKED_EVERY = 1.0  # s: whether to go on waiting for another process
 PROBE = 7  # seed of the probe image
 CLOSE = 2e-2  # of the probe's features, relative to the largest
 
@@ -74,9 +77,27 @@ def kept_features(
     key = _key(encoder, source, view, want, passes)
     home = (folder or cache_folder() / "features") / key
     try:
-        return _filled(home, encoder, source, view, want, passes, progress)
+        with _alone(home, lambda done: progress(done, passes * len(source))):
+            return _filled(home, encoder, source, view, want, passes, progress)
     except OSError as error:
         raise OutputError.of(home, error) from error
+
+
+@contextmanager
+def _alone(home: Path, waiting: Callable[[int], None]) -> Iterator[None]:
+    """No other process looks into this folder; while one does, `waiting` is told how much is there."""
+    home.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(home.with_name(f".{home.name}.lock"))
+    while True:
+        try:
+            lock.acquire(timeout=ASKED_EVERY)
+            break
+        except Timeout:
+            waiting(int((_state(home) or {"done": 0})["done"]))
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def bytes_kept(encoder: Encoder, source: Pictures, view: View, passes: int = 1) -> int:

@@ -14,7 +14,7 @@ import shutil
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -22,6 +22,7 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from filelock import FileLock
 from jaxtyping import UInt8
 from torch.utils.data import DataLoader
 
@@ -253,6 +254,19 @@ class _Filler:
 
 
 def _write_frames(store: FrameStore, video: Footage, decoder: Decoder) -> None:
+    """Of processes that want the same frames one decodes; the others wait for it."""
+    path = store.path(video)
+    lock = path.with_name(f".{path.name}.lock")
+    with FileLock(lock):
+        try:
+            if not path.exists():
+                _write_first(store, video, decoder)
+        finally:
+            with suppress(OSError):  # those who wait for it look for the frames next
+                lock.unlink()
+
+
+def _write_first(store: FrameStore, video: Footage, decoder: Decoder) -> None:
     path = store.path(video)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from unspool.data.footage import Broken, Footage, describe, stamp_of
 from unspool.data.layouts import constant, find_videos, frames_of, layout_of
@@ -174,7 +175,7 @@ def _entry(fields: dict[str, Any]) -> Footage | Broken:
 
 def _remember(path: Path, entries: Sequence[Footage | Broken]) -> None:
     """Written whole or not at all; a cache that cannot be written costs time, not the run."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.{uuid4().hex}.part")  # other processes, and machines, write it too
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps({"unspool-index": VERSION}), *(json.dumps(asdict(entry)) for entry in entries)]

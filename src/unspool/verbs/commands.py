@@ -1,28 +1,28 @@
-"""One ordinary `unspool` command in a process of its own: run to its end, kept when it is done.
+"""Ordinary `unspool` commands, each in a process of its own: run to their end, kept when they are done.
 
 Sweeps and suites are made of such commands, so that each leaves what it would leave alone and is continued as
-it would be.
+it would be. Several are at work at a time, on this machine or on a cluster, as the jobs of `unspool.workers`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Literal
 
-from unspool.jobs import Stopping
-from unspool.results import Json, write_json
+from unspool.errors import OutputError, UnspoolError
+from unspool.results import NOTE, Json, write_json
+from unspool.workers import LOST, Cluster, Interrupted, Report, Stop, run_jobs
 
-Report = Callable[[Json], None]
-NOTE = "command.json"  # beside run.json: which command filled the folder, and of what
 WHERE = ("--workers", "--ray", "--memory")  # options that decide where and how, never what
 OURS = ("result", "end", "error", "summary")  # events of the command that are not passed on
 
@@ -35,41 +35,131 @@ class Ended:
     reason: str = ""
 
 
-def already_done(command: Sequence[str], folder: Path, stamp: object = None) -> bool:
+@dataclass(frozen=True)
+class Step:
+    """One command, and the folder of its result."""
+
+    command: tuple[str, ...]
+    folder: Path
+    replace: bool = False  # what another command, or the same of another stamp, left; else it decides itself
+    stamp: str = ""  # of the content that it works on
+    reads: Path | None = None  # whose content is part of the stamp, when its turn has come
+
+    def of(self) -> str:
+        """What it works on."""
+        return self.stamp + (_digest(self.reads) if self.reads else "")
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Commands of which each needs what those before it have left: a job."""
+
+    name: str
+    steps: tuple[Step, ...]
+    said: str = ""  # when it begins
+    again: bool = False  # also what is done
+    cwd: str = field(default_factory=lambda: str(Path.cwd()))  # of relative paths
+
+    def is_done(self) -> bool:
+        """Whether nothing is left to do."""
+        return not self.again and all(already_done(s.command, s.folder, s.of()) for s in self.steps)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where chains are at work, and how many at a time."""
+
+    workers: int = 1
+    ray: str | None = None  # address of a cluster, instead of `workers`
+    gpus: bool = True  # on the cluster: one for each chain, where the cluster has any
+
+
+HERE = Place()
+
+
+def already_done(command: Sequence[str], folder: Path, stamp: str = "") -> bool:
     """Whether the folder holds what this very command leaves of the same content (`stamp`)."""
     finished = read_json(folder / NOTE).get("done") and read_json(folder / "run.json").get("status") == "done"
     return bool(finished) and _same(command, folder, stamp)
 
 
-def run_command(
-    command: Sequence[str],
-    folder: Path,
-    report: Report,
-    stop: Stopping,
-    *,
-    again: bool = False,
-    replace: bool = False,
-    stamp: object = None,
-) -> Ended:
-    """Run one command into `folder`, unless it has been; its events are reported with `run`, its name.
+def not_done(chains: Sequence[Chain], report: Report) -> list[Chain]:
+    """Those with something left to do; of the others it is told."""
+    for chain in (found := {chain.name: chain for chain in chains if chain.is_done()}).values():
+        for step in chain.steps:
+            report({"event": "note", "text": f"{step.folder}: already done"})
+    return [chain for chain in chains if chain.name not in found]
 
-    `again`: also where it has been. `replace`: what another command, or the same of another `stamp`, left is
-    overwritten; else the command itself decides.
+
+def run_chains(
+    chains: Sequence[Chain], folder: Path, place: Place, report: Report, stop: Stop
+) -> Iterator[tuple[str, Ended]]:
+    """Yield names of chains and how they ended, as they end; their events are reported with `run`, the name.
+
+    What chain NAME leaves is in `folder`/NAME. Raises UsageError where the cluster cannot be reached.
     """
-    if not again and already_done(command, folder, stamp):
+    cluster = Cluster(place.ray, folder, place.gpus, files_below) if place.ray else None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError.of(folder, error) from error
+    jobs = run_jobs(chains, run_chain, report, stop, workers=place.workers, cluster=cluster)
+    for chain, outcome in jobs:
+        yield chain.name, _how(outcome)
+
+
+def files_below(folder: Path, name: str) -> list[Path]:
+    """The files that the chain of this name has left."""
+    return sorted(path for path in (folder / name).rglob("*") if path.is_file())
+
+
+def _how(outcome: Json | BaseException) -> Ended:
+    if isinstance(outcome, Interrupted):
+        return Ended("stopped")
+    if isinstance(outcome, BaseException):
+        known = isinstance(outcome, UnspoolError)
+        return Ended("failed", str(outcome) if known else f"{type(outcome).__name__}: {outcome}")
+    return Ended(**outcome)
+
+
+def run_chain(chain: Chain, report: Report, stop: Stop) -> Json:
+    """Run what is not done, up to what does not end well; returns an `Ended` as a table."""
+    if chain.said:
+        report({"event": "note", "text": chain.said})
+    away = Path.cwd() != Path(chain.cwd)  # a machine that does not see the result folder
+    home = chain.cwd if away and Path(chain.cwd).is_dir() else None
+    ended = Ended("done")
+    for step in chain.steps:
+        ended = _run_step(step, chain, home, report, stop)
+        if ended.status != "done":
+            break
+    return asdict(ended)
+
+
+def _run_step(step: Step, chain: Chain, home: str | None, report: Report, stop: Stop) -> Ended:
+    command, folder, stamp = step.command, step.folder, step.of()
+    if not chain.again and already_done(command, folder, stamp):
         report({"event": "note", "text": f"{folder}: already done"})
         return Ended("done")
     if stop.is_set():
         return Ended("stopped")
-    words = [*command, "-o", str(folder)]
+    words = [*command, "-o", str(folder.absolute() if home else folder)]
     report({"event": "note", "text": shlex.join(["unspool", *words])})
-    if replace and (again or ((folder / NOTE).is_file() and not _same(command, folder, stamp))):
+    if step.replace and (chain.again or ((folder / NOTE).is_file() and not _same(command, folder, stamp))):
         words += ["--overwrite"]
     words += [word for word in ("--json", "--quiet") if word not in words]
     note = {"command": list(command), "stamp": stamp}
     write_json(folder / NOTE, note | {"done": False})
     with tempfile.TemporaryFile() as said:
-        code, reason = _to_its_end(words, folder.name, report, stop, said)
+        child = subprocess.Popen(
+            [sys.executable, "-m", "unspool.verbs.child", str(folder.absolute()), *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            cwd=home,
+        )
+        code, reason = _to_its_end(child, chain.name, report, stop)
         if code == 0:
             write_json(folder / NOTE, note | {"done": True})
             return Ended("done")
@@ -77,16 +167,16 @@ def run_command(
             return Ended("stopped")
         said.seek(0)
         last = (said.read().decode(errors="replace").strip().splitlines() or [f"exit code {code}"])[-1]
-    return Ended("failed", reason or _failure(folder) or last)
+    killed = LOST if code == -9 else ""  # SIGKILL
+    return Ended("failed", reason or killed or _failure(folder) or last)
 
 
-def _to_its_end(
-    words: Sequence[str], name: str, report: Report, stop: Stopping, said: object
-) -> tuple[int, str]:
-    """Exit code, and the error that ended the command before its work."""
-    child: subprocess.Popen[str] = subprocess.Popen(
-        [sys.executable, "-m", "unspool", *words], stdout=subprocess.PIPE, stderr=said, text=True
-    )  # type: ignore[call-overload]
+def _to_its_end(child: subprocess.Popen[str], name: str, report: Report, stop: Stop) -> tuple[int, str]:
+    """Exit code, and the error that ended the command before its work.
+
+    Closing its stdin asks it to end when what is in hand is safe. So does Ray's KeyboardInterrupt.
+    """
+    assert child.stdin is not None
     lines: Queue[str] = Queue()
 
     def read() -> None:
@@ -95,20 +185,24 @@ def _to_its_end(
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
-    told, reason = False, ""
+    reason, interrupted = "", False
     while reader.is_alive() or not lines.empty():
-        if stop.is_set() and not told:
-            told = True
-            child.terminate()  # it ends when what is in hand is safe
         try:
+            if interrupted or stop.is_set():
+                child.stdin.close()
             event = _event(lines.get(timeout=0.1))
+            if event.get("event") == "error":
+                reason = event["error"]
+            elif event and event["event"] not in OURS:
+                report({**event, "run": name})
         except Empty:
             continue
-        if event.get("event") == "error":
-            reason = event["error"]
-        elif event and event["event"] not in OURS:
-            report({**event, "run": name})
-    return child.wait(), reason
+        except KeyboardInterrupt:
+            interrupted = True
+    code = child.wait()
+    if interrupted:
+        raise KeyboardInterrupt
+    return code, reason
 
 
 def _event(line: str) -> Json:
@@ -119,9 +213,9 @@ def _event(line: str) -> Json:
     return event if isinstance(event, dict) and "event" in event else {}
 
 
-def _same(command: Sequence[str], folder: Path, stamp: object) -> bool:
+def _same(command: Sequence[str], folder: Path, stamp: str) -> bool:
     note = read_json(folder / NOTE)
-    return _deciding(note.get("command", [])) == _deciding(command) and note.get("stamp") == stamp
+    return _deciding(note.get("command", [])) == _deciding(command) and note.get("stamp", "") == stamp
 
 
 def _deciding(command: Sequence[str]) -> list[str]:
@@ -151,3 +245,12 @@ def read_json(path: Path) -> Json:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _digest(path: Path) -> str:
+    """Of a file's content; empty where there is none."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+    except OSError:
+        return ""

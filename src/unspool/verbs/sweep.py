@@ -1,6 +1,6 @@
 """`unspool train METHOD --sweep FILE`: a list of overrides, an ordinary run each, and the table they fill.
 
-Runs are commands of their own, one after the other, so that each leaves what it would leave alone and is
+Runs are commands of their own, one or several at a time, so that each leaves what it would leave alone and is
 continued as it would be. What is finished is not run again.
 """
 
@@ -16,12 +16,12 @@ from typing import Any
 
 from unspool.encoders import SAVED
 from unspool.errors import UsageError
-from unspool.jobs import Stopping, stopping
-from unspool.options import file_stamp
+from unspool.jobs import stopping
+from unspool.mirror import copied
 from unspool.page_sweep import write_sweep_page
 from unspool.page_training import read_learning
 from unspool.results import Json, safe_name, write_json, written_whole
-from unspool.verbs.commands import read_json, run_command, without
+from unspool.verbs.commands import HERE, Chain, Place, Step, not_done, read_json, run_chains, without
 
 EXAMPLE = "e.g. `[[run]]`, `name = 'identity'`, `timet.forwards = 'identity'`"
 Report = Callable[[Json], None]
@@ -115,31 +115,31 @@ def carry_out_sweep(
     folder: Path,
     report: Report,
     *,
+    place: Place = HERE,
+    address: str | None = None,
     again: bool = False,
     dry_run: bool = False,
 ) -> int:
     """Train and evaluate every item; `words` are those of all runs. Returns the exit code.
 
-    `again`: finished runs too. A run that fails is told and the next begins.
+    `place`: where, and how many at a time. `address`: where the folder is copied to, and continued from.
+    `again`: finished runs too. A run that fails is told and the others go on.
     """
+    chains = [_chain(item, sweep, method, words, folder, again) for item in sweep.items]
+    if dry_run:
+        for step in (step for chain in chains for step in chain.steps):
+            text = shlex.join(["unspool", *step.command, "-o", str(step.folder)])
+            report({"event": "result", "text": text})
+        return 0
     failed: list[str] = []
-    with stopping() as stop:
-        for item in sweep.items:
-            home = folder / item.name
-            commands = [(["train", method, *words, *item.words()], home)]
-            commands += [
-                (["eval", *each, "--model", str(home)], home / "eval" / str(number))
-                for number, each in enumerate(sweep.evaluations)
-            ]
-            if dry_run:
-                for command, place in commands:
-                    report({"event": "result", "text": shlex.join(["unspool", *command, "-o", str(place)])})
-                continue
-            if not all(_is_done(command, place, report, stop, again) for command, place in commands):
-                failed.append(item.name)
+    with stopping() as stop, copied(address, folder, report) as copy:
+        for name, ended in run_chains(not_done(chains, report), folder, place, report, stop):
+            if ended.status == "failed":
+                failed.append(name)
+                report({"event": "failed", "video": name, "error": ended.reason})
             _write_table(sweep, folder, report)
-            if stop.is_set():
-                break
+            copy()
+        _write_table(sweep, folder, report)
     if stop.is_set():
         report(
             {"event": "summary", "text": f"stopped; run the same command again{without(again)} to continue"}
@@ -149,19 +149,18 @@ def carry_out_sweep(
         report(
             {"event": "summary", "text": f"{len(failed)} of {len(sweep.items)} failed: {', '.join(failed)}"}
         )
-    if not dry_run:
-        report({"event": "result", "text": str(folder / "index.html")})
+    report({"event": "result", "text": str(folder / "index.html")})
     return 1 if failed else 0
 
 
-def _is_done(command: list[str], place: Path, report: Report, stop: Stopping, again: bool) -> bool:
-    """Whether the command has ended well; an evaluation of weights that have changed since is made anew."""
-    weights = file_stamp(str(place.parents[1] / SAVED)) if command[0] == "eval" else None
-    replace = again or command[0] == "eval"
-    ended = run_command(command, place, report, stop, again=again, replace=replace, stamp=weights)
-    if ended.reason:
-        report({"event": "failed", "video": place.name, "error": ended.reason})
-    return ended.status == "done"
+def _chain(item: Item, sweep: Sweep, method: str, words: Sequence[str], folder: Path, again: bool) -> Chain:
+    """A training, then its evaluations, made anew where its weights have changed since."""
+    home = folder / item.name
+    steps = [Step(("train", method, *words, *item.words()), home, replace=again)]
+    for number, each in enumerate(sweep.evaluations):
+        command = ("eval", *each, "--model", str(home))
+        steps.append(Step(command, home / "eval" / str(number), replace=True, reads=home / SAVED))
+    return Chain(item.name, tuple(steps), again=again)
 
 
 # -------------------------------------------------------------------------------------------- the table

@@ -1,4 +1,4 @@
-"""The runs that tables need, each once, one after the other; what is finished is kept.
+"""The runs that tables need, each once, one or several at a time; what is finished is kept.
 
 OUTPUT/runs/NAME is the result of one ordinary `unspool eval`, OUTPUT/models.json what was found of models.
 """
@@ -8,14 +8,26 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unspool.errors import UsageError, WeightsUnavailable
 from unspool.jobs import Stopping, stopping
+from unspool.mirror import copied
 from unspool.options import file_stamp
 from unspool.results import Json, safe_name, write_json
-from unspool.verbs.commands import Ended, already_done, read_json, run_command, without
+from unspool.verbs.commands import (
+    HERE,
+    Chain,
+    Ended,
+    Place,
+    Step,
+    already_done,
+    not_done,
+    read_json,
+    run_chains,
+    without,
+)
 from unspool.verbs.suite.tables import Column, Data, Evaluation, Row, Table, evaluations
 from unspool.verbs.suite.writing import Source, filled, write_tables
 
@@ -78,33 +90,54 @@ class Run:
     seeds: int
 
 
-def carry_out_suite(order: Order, report: Report, *, again: bool = False, dry_run: bool = False) -> int:
+def carry_out_suite(
+    order: Order,
+    report: Report,
+    *,
+    place: Place = HERE,
+    address: str | None = None,
+    again: bool = False,
+    dry_run: bool = False,
+) -> int:
     """Run what is not finished, and write the tables after each run. Returns the exit code.
 
-    `again`: finished runs too. A run that fails is told, and the next begins.
+    `place`: where, and how many at a time. `address`: where the folder is copied to, and continued from.
+    `again`: finished runs too. A run that fails is told, and the others go on.
     """
-    facts = facts_of_models(order.models, order.folder, keep=not dry_run)
-    runs = planned(order, facts)
-    ended: dict[str, Ended] = {}
     if dry_run:
-        return _describe(runs, order, facts, report)
-    write_tables(order.folder, _fill(order, facts, runs, ended))
-    with stopping() as stop:
-        for number, run in enumerate(runs.values(), 1):
-            report({"event": "note", "text": f"{number} of {len(runs)}: {run.name}"})
-            ended[run.name] = _run(run, order, facts, report, stop, again)
-            if stop.is_set():
-                break
-            if ended[run.name].reason:
-                report({"event": "failed", "video": run.name, "error": ended[run.name].reason})
+        facts = facts_of_models(order.models, order.folder, keep=False)
+        return _describe(planned(order, facts), order, facts, report)
+    ended: dict[str, Ended] = {}
+    with stopping() as stop, copied(address, order.folder, report) as copy:
+        facts = facts_of_models(order.models, order.folder)
+        runs = planned(order, facts)
+        chains = [_chain(run, order, facts, again) for run in runs.values()]
+        todo = _numbered(not_done(chains, report), place)
+        ended |= {name: Ended("done") for name in runs if name not in [chain.name for chain in todo]}
+        write_tables(order.folder, _fill(order, facts, runs, ended))
+        where = HERE if len(todo) == 1 else place
+        for name, how in run_chains(todo, order.folder / "runs", where, report, stop):
+            ended[name] = how
+            if how.reason:
+                report({"event": "failed", "video": name, "error": how.reason})
             write_tables(order.folder, _fill(order, facts, runs, ended))
+            copy()
     return _end(order, ended, _fill(order, facts, runs, ended), stop, report, again)
 
 
-def _run(run: Run, order: Order, facts: Json, report: Report, stop: Stopping, again: bool) -> Ended:
-    place = order.folder / "runs" / run.name
+def _chain(run: Run, order: Order, facts: Json, again: bool) -> Chain:
     stamp = facts[run.model]["weights_hash"]
-    return run_command(run.command, place, report, stop, again=again, replace=True, stamp=stamp)
+    step = Step(run.command, order.folder / "runs" / run.name, replace=True, stamp=stamp)
+    return Chain(run.name, (step,), again=again)
+
+
+def _numbered(todo: Sequence[Chain], place: Place) -> list[Chain]:
+    """Each says the how-manieth it is; one that is alone shares its own jobs out."""
+    if len(todo) == 1 and (place.ray or place.workers > 1):
+        given = ("--ray", place.ray) if place.ray else ("--workers", str(place.workers))
+        (step,) = todo[0].steps
+        todo = [replace(todo[0], steps=(replace(step, command=(*step.command, *given)),))]
+    return [replace(c, said=f"{number} of {len(todo)}: {c.name}") for number, c in enumerate(todo, 1)]
 
 
 def _describe(runs: Mapping[str, Run], order: Order, facts: Json, report: Report) -> int:
