@@ -32,6 +32,7 @@ from unspool.protocols.discovery import (
     score_table,
     score_video,
     sentences,
+    without_black_borders,
 )
 from unspool.results import Json, safe_name, write_json, written_whole
 from unspool.verbs.scoring import link_official
@@ -217,7 +218,8 @@ def _discover_video(
                 clock("writing", 1)
             result.close()
             masks = tuple(masks_written(job.folder, job.name, len(video)))
-            scored = score_video(job.name, Prediction(masks), job.video.truth, job.rows, fewer=True)
+            prediction = Prediction(masks, without_black_borders(video[0]))
+            scored = score_video(job.name, prediction, job.video.truth, job.rows, fewer=True)
             return result.finish(
                 seconds=perf_counter() - started,
                 warnings=told_by(caught),
