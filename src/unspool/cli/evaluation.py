@@ -139,15 +139,13 @@ def eval_discovery(
         Who chooses the one cluster that davis16-* and segtrack-fbms score: label-free, oracle-frame,
         oracle-video, given (every id of the masks). Default: the first three, apart; given with --pred.
     minimum_size
-        Drop clusters that nowhere cover this share of a frame, 0..1. Default: 0, which drops none.
+        Drop clusters that cover this share of a frame nowhere, 0..1. Default: 0, which drops none.
     """
     from unspool.verbs import discovery as verbs
     from unspool.verbs.segment_settings import resolve_segment_settings
 
     if (pred is None) != (truth is None):
         raise UsageError("--pred and --truth belong together: predictions and truth, both as folders of PNGs")
-    if options.smallest is not None or options.upsampling is not None:
-        raise UsageError("eval discovery takes --minimum-size, not --smallest, and no --upsampling")
     if (pred is None) == (data is None):
         raise UsageError("give either --data KIND:PATH (which is segmented), or --pred and --truth")
     shared = {
@@ -168,11 +166,7 @@ def eval_discovery(
         settings=settings,
         data=data,
         names=names,
-        steps={
-            "minimum_size": minimum_size,
-            "largest": options.largest or 0,
-            "fill_holes": bool(options.fill_holes),
-        },
+        minimum_size=minimum_size,
         **shared,
     )
 
