@@ -53,7 +53,7 @@ def eval_tracking(
     protocol
         davis17-semi (default of davis17 and of --pred), davis17-unsup, davis17-unsup-framewise,
         davis16-official (default of davis16), davis16-allframes, davis16-pooled, vos-late (default of ytvos
-        and visor); maskforward: the
+        and visor), vos-late-allframes; maskforward: the
         foreground in steps of 0.1 to 0.8 s, repeated, along optical flow (extra `flow`), by features.
     raft
         maskforward: weights of torchvision's raft_large, to carry masks along RAFT's flow too.
@@ -359,6 +359,7 @@ def eval_incontext(
     passes: int = 1,
     neighbours: int = 30,
     search: Literal["exact", "faiss", "faiss-approximate"] = "exact",
+    normalisation: Literal["imagenet", "code"] = "imagenet",
     memory: Annotated[str | None, Parameter(group=RUNTIME)] = None,
     encoder: EncoderOptions = EncoderOptions(),
     run: RunOptions = RunOptions(),
@@ -382,6 +383,8 @@ def eval_incontext(
         Patches that vote.
     search
         How they are found; faiss, an extra, searches on the CPU.
+    normalisation
+        Of colours; code: with the deviation 0.255 that the released code has for 0.225, a number of its own.
     memory
         What looking up may take beside the encoder, e.g. 500MB; results stay the same. Default: 2GB
         (faiss: as it needs).
@@ -391,5 +394,5 @@ def eval_incontext(
     settings = encoder.settings()
     return run_plan(
         heads.incontext_plan, run, None, settings=settings, data=data, rows=rows, passes=passes,
-        neighbours=neighbours, search=search, memory=memory,
+        neighbours=neighbours, search=search, memory=memory, normalisation=normalisation,
     )  # fmt: skip
