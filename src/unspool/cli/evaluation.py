@@ -211,7 +211,8 @@ def eval_clustering(
         Only these videos or images.
     protocol
         cluster-frame, cluster-clip, cluster-dataset (f, c, d for short), overcluster-frame, -clip, -dataset,
-        cluster-voc-k21, overcluster-voc-k500. Default: all that suit the data.
+        cluster-voc-k21, overcluster-voc-k500, and both with -timet: features stretched to 112x112 first.
+        Default: all that suit the data, without -timet.
     clusters
         K. Default: as many as ids in the truth (cluster-...), the publication's number (overcluster-...).
     seeds

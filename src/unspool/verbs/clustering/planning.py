@@ -18,7 +18,18 @@ from unspool.protocols.clustering import PROTOCOLS, Clustering, full_name
 from unspool.results import Json, safe_name
 from unspool.verbs.clustering.running import cluster
 from unspool.verbs.clustering.scores import finish
-from unspool.verbs.clustering.task import KINDS, SETS, SHOWN_VIDEOS, Kind, SetJob, Task, VideoJob, cells, room
+from unspool.verbs.clustering.task import (
+    KINDS,
+    SETS,
+    SHOWN_VIDEOS,
+    STRETCHED,
+    Kind,
+    SetJob,
+    Task,
+    VideoJob,
+    cells,
+    room,
+)
 
 SHORT = {"f": "cluster-frame", "c": "cluster-clip", "d": "cluster-dataset"}
 OPTIONS = (
@@ -117,7 +128,7 @@ def _protocol(name: str, named: str, kind: Kind) -> str:
         raise UsageError(
             f"protocol '{name}' is unknown; there are {', '.join(PROTOCOLS)} (f, c, d for short)"
         )
-    allowed = (*kind.protocols, *SETS) if named == "voc" else kind.protocols
+    allowed = (*kind.protocols, *STRETCHED, *SETS) if named == "voc" else kind.protocols
     if full not in allowed:
         why = "its ids are local to a sequence" if named == "visor" else "it is made for other data"
         raise UsageError(f"protocol '{full}' cannot be used with {named}: {why}; use {', '.join(allowed)}")
