@@ -207,6 +207,8 @@ class Reporter:
             frames = max(event["frames"], 1)
             for stage, seconds in event["timings"].items():
                 self.console.print(f"{stage:>10} {seconds:8.2f} s {1000 * seconds / frames:8.1f} ms a frame")
+        if self.timings and event.get("speed"):
+            self.console.print(_speed_in_words(event["speed"]), markup=False)
         self._result({"text": event["page"]})
 
     def _drop(self, name: str) -> None:
@@ -226,3 +228,14 @@ def _duration(seconds: float) -> str:
     if whole < 100:
         return f"{whole} s"
     return f"{whole // 60} min" if whole < 6000 else f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _speed_in_words(found: Json) -> str:
+    """One line for people."""
+    sizes = ", ".join(found["inputs"][:3]) + (", ..." if len(found["inputs"]) > 3 else "")
+    return (
+        f"model {found['fps_model']} frames/s (warm-up: {found['warm_up_videos']} videos), end to end "
+        f"{found['fps_end_to_end']} frames/s, peak memory {found['peak_memory'] / 1e9:.2f} GB; "
+        f"{found['device']}, {found['precision']}, input {sizes}, objects {found['objects']}, "
+        f"context {found['context']} frames"
+    )

@@ -27,6 +27,7 @@ from unspool.protocols.tracking import (
     video_scores,
 )
 from unspool.results import Json
+from unspool.verbs.speed import BEFORE, speed
 from unspool.verbs.unfinished import (
     KEEP_EVERY,
     decisive,
@@ -197,6 +198,7 @@ def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warning
     from unspool.encoders import facts_of  # noqa: PLC0415
     from unspool.tracking import Timings, Tracker, Tracking, given_masks, timed, with_settings  # noqa: PLC0415
 
+    videos_before = next(BEFORE)
     started = perf_counter()
     encoder = _encoder_of(job.settings, job.tracking)
     identity = job.identity  # of the files that are read now
@@ -256,6 +258,7 @@ def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warning
                     "identity": identity,
                     "notes": notes,
                     "timings": _rounded(timings),
+                    "speed": {"videos_before": videos_before, **_speed(job, video, timings, how)},
                     **({"per_frame": to_record(scored)} if scored else {}),
                 },
             )
@@ -309,6 +312,23 @@ def _opened(source: str) -> Video | Stream:
 
 def _rounded(timings: Any) -> Json:
     return {stage: round(seconds, 3) for stage, seconds in asdict(timings).items()}
+
+
+def _speed(job: TrackJob, video: Video | Stream, timings: Any, how: Any) -> Json:
+    """What of a video's time and memory is the model's, and what decides them."""
+    from unspool.encoders import device_named  # noqa: PLC0415
+    from unspool.tracking import input_size, peak_memory  # noqa: PLC0415
+
+    device = device_named(job.settings.device)
+    height, width = input_size(video.height, video.width, _encoder_of(job.settings, job.tracking), how)
+    return {
+        "model_seconds": round(timings.encode + timings.propagate, 3),
+        "peak_memory": peak_memory(device),
+        "device": str(device),
+        "precision": job.settings.precision,
+        "input": f"{width}x{height}",
+        "context": how.propagation.context,
+    }
 
 
 def _masks(job: TrackJob) -> Mapping[int, Any]:
@@ -411,7 +431,7 @@ def tracking_plan(
     }
     estimate = partial(_estimate, settings, tracking, alone=len(jobs) == 1 and not more.get("failures"))
     model = partial(_model_record, settings, tracking)
-    return Plan(verb, folder, config, jobs, track_video, model=model, estimate=estimate, **more)
+    return Plan(verb, folder, config, jobs, track_video, model=model, estimate=estimate, speed=speed, **more)
 
 
 def _estimate(

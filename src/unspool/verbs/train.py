@@ -25,7 +25,8 @@ from unspool.jobs import Stopping, machine, stopping
 from unspool.ops.distributed import ALONE
 from unspool.page import duration, write_page
 from unspool.results import Json, Run
-from unspool.training import Course, Rhythm, peak_memory, train
+from unspool.tracking import peak_memory
+from unspool.training import Course, Rhythm, train
 from unspool.training.footage import (
     Keeping,
     Kept,
