@@ -98,7 +98,7 @@ def test_the_progress_of_clustering_is_told_up_to_the_end(run: Run, tmp_path: Pa
 @pytest.mark.parametrize(
     ("protocol", "clusters", "points"),
     [("overcluster-dataset", 49, "the data set, which has 48 tokens"),
-     ("overcluster-clip", 50177, "a clip of 1 frames, which has 50176 pixels")],
+     ("overcluster-clip", 50177, "a clip of 1 frame, which has 50176 pixels")],
 )  # fmt: skip
 def test_more_clusters_than_tokens_are_told_before_anything_is_encoded(
     run: Run, tmp_path: Path, protocol: str, clusters: int, points: str

@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from unspool.errors import counted
+
 Json = dict[str, Any]
 PLAIN_EVERY = 30.0  # s between progress lines where there is no terminal
 
@@ -86,7 +88,7 @@ class Reporter:
         self._clock[event["video"]] = (monotonic(), monotonic(), 0)
         self._frames[event["video"]] = event.get("begun", 0)
         self._pace[event["video"]] = (monotonic(), self._frames[event["video"]])
-        length = "a stream" if event["frames"] is None else f"{event['frames']} frames"
+        length = "a stream" if event["frames"] is None else counted(event["frames"], "frame")
         if self._bars.disable:
             self.say(f"{event['video']}: {length}")
         else:
@@ -107,7 +109,7 @@ class Reporter:
             self._bars.update(self._tasks[name], completed=event["frame"], rate=f"{rate:.1f} frames/s")
         elif not self.quiet and not self.as_json and self._due(event):
             if event["frames"] is None:
-                self.say(f"{name}: {event['frame']} frames, {rate:.1f} frames/s")
+                self.say(f"{name}: {counted(event['frame'], 'frame')}, {rate:.1f} frames/s")
                 return
             left = (event["frames"] - event["frame"]) / rate
             self.say(
@@ -137,7 +139,7 @@ class Reporter:
         scores = event.get("scores")
         score = f", J&F {100 * scores['J&F']:.1f}" if scores else ""
         self.say(
-            f"{event['video']}: done, {event['frames']} frames in {event['seconds']:.1f} s "
+            f"{event['video']}: done, {counted(event['frames'], 'frame')} in {event['seconds']:.1f} s "
             f"({event['frames_per_second']} frames/s){score}"
         )
         for text in event.get("warnings", []):

@@ -15,7 +15,7 @@ from unspool.data.segtrack import segtrack_sequences
 from unspool.data.sequences import Labelled, davis_sequences, rendered_sequences
 from unspool.data.vos import LabelMap, label_map, mask_trees
 from unspool.data.ytvis import ytvis_sequences
-from unspool.errors import DataError, UnspoolWarning, UsageError, told_by
+from unspool.errors import DataError, UnspoolWarning, UsageError, counted, told_by
 from unspool.jobs import Estimate, Plan, Report, Stop
 from unspool.ops.postprocessing import PostProcessing, postprocessed
 from unspool.options import digest, file_stamp, in_words
@@ -292,7 +292,7 @@ def _estimate(
             unreadable.append((job.name, str(error)))
     took = max(sum(seconds), max(seconds) * min(workers, len(jobs)))
     text = (
-        f"{correlator.encoder.name}: {frames} frames, about {in_words(took)}, "
+        f"{correlator.encoder.name}: {counted(frames, 'frame')}, about {in_words(took)}, "
         f"peak memory about {settings.processes * peak / 1e9:.1f} GB"
     )
     return Estimate(text, tuple(unreadable))

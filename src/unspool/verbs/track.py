@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from unspool.data.vos import VosSequence
-from unspool.errors import MaskError, UnspoolError, UnspoolWarning, UsageError, told_by
+from unspool.errors import MaskError, UnspoolError, UnspoolWarning, UsageError, counted, told_by
 from unspool.inputs import STDIN, default_folder, expand_inputs, masks_of, names_of
 from unspool.jobs import Estimate, Interrupted, Plan, Report, Stop
 from unspool.masks import Labels, Mask, ids_in
@@ -242,7 +242,8 @@ def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warning
             unused = [frame for frame in masks if frame >= taken and length is None]
             if unused:
                 warnings.warn(
-                    f"{job.name}: ended after {taken} frames; the mask of frame {unused[0]} is not used",
+                    f"{job.name}: ended after {counted(taken, 'frame')}; the mask of frame {unused[0]} is "
+                    "not used",
                     UnspoolWarning,
                     stacklevel=2,
                 )
@@ -467,7 +468,10 @@ def _estimate(
     # workers share the cores: together they are no faster, and the longest video runs on its share alone
     took = max(sum(seconds), max(seconds) * min(workers, len(jobs)))
     peak = max((_peak(size, need, settings) for size, (_, need) in measured.items()), default=0)
-    text = f"{encoder.name}: {frames} frames, about {in_words(took)}, peak memory about {peak / 1e9:.1f} GB"
+    text = (
+        f"{encoder.name}: {counted(frames, 'frame')}, about {in_words(took)}, "
+        f"peak memory about {peak / 1e9:.1f} GB"
+    )
     return Estimate(text, tuple(unreadable))
 
 

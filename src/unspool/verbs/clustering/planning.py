@@ -11,7 +11,7 @@ from typing import Any
 
 from unspool.data.labelled import Clip, LabelledSet, RenderedPart, labelled_rendered
 from unspool.encoders import facts_of
-from unspool.errors import UsageError
+from unspool.errors import UsageError, counted
 from unspool.jobs import Estimate, Plan
 from unspool.options import read_toml, size_in_bytes
 from unspool.protocols.clustering import PROTOCOLS, Clustering, full_name
@@ -175,7 +175,11 @@ def _enough_points(videos: Sequence[Clip | RenderedPart], task: Task, patch: int
     for name, how in task.protocols.items():
         points = at_once[how.unit] * cells(how, task, patch)
         if how.clusters > points:
-            what = "the data set" if how.unit == "dataset" else f"a {how.unit} of {at_once[how.unit]} frames"
+            what = (
+                "the data set"
+                if how.unit == "dataset"
+                else f"a {how.unit} of {counted(at_once[how.unit], 'frame')}"
+            )
             raise UsageError(
                 f"--clusters {how.clusters}: {name} clusters {what}, which has {points} {how.at}; use "
                 f"--clusters {points} or fewer, a higher --resolution than {task.side}, or other --protocol"
