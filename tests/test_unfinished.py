@@ -72,7 +72,7 @@ def content(home: Path) -> dict[str, bytes]:
     files = {path.name: path.read_bytes() for path in home.rglob("*") if path.is_file()}
     files |= {path.name: path.read_bytes() for path in (home.parents[1] / "data").glob("*.js")}
     done = json.loads(files.pop("done.json"))
-    for changes in ("seconds", "frames_per_second", "timings"):
+    for changes in ("seconds", "frames_per_second", "timings", "speed"):
         done.pop(changes)
     return {**files, "done": json.dumps(done, sort_keys=True).encode()}
 
