@@ -124,3 +124,48 @@ def test_every_evaluation_takes_it(verb: str, tmp_path: Path, monkeypatch: pytes
     assert not end.value.code
     record = json.loads(Path("out/run.json").read_text())["model"]
     assert record["file"]["sha256"] == hashlib.sha256(POOLED.encode()).hexdigest()
+
+
+# ------------------------------------------------------------------------------------- of other libraries
+
+PAGE = (Path(__file__).parents[1] / "docs" / "encoders.md").read_text("utf-8")
+EXAMPLES = re.findall(r"^```py\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+HUBCONF = """
+dependencies = ["timm"]
+
+def tiny():
+    import timm
+    return timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=0, dynamic_img_size=True)
+"""
+
+
+def example(library: str, published: str, ours: str) -> str:
+    """The page's file for a library, with a model of ours in the place of the published one."""
+    (text,) = [example for example in EXAMPLES if library in example]
+    assert published in text
+    return text.replace(published, ours)
+
+
+def test_the_pages_file_for_torch_hub_is_an_encoder(tmp_path: Path) -> None:
+    (tmp_path / "hubconf.py").write_text(HUBCONF)
+    local = f'"{tmp_path}", "tiny", source="local"'
+    path = file(tmp_path, example("torch.hub", '"facebookresearch/dinov2", "dinov2_vits14"', local))
+    encoder = load_encoder(path, device="cpu")
+    assert (encoder.patch, encoder.dim) == (16, 192)
+    assert encoder(torch.zeros(1, 3, 32, 64))["tokens"].shape == (1, 192, 2, 4)
+
+
+@pytest.mark.consumers
+def test_the_pages_file_for_hugging_face_is_an_encoder(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 14}
+    network = transformers.Dinov2Model(transformers.Dinov2Config(**sizes, image_size=56)).eval()
+    network.save_pretrained(tmp_path / "tiny")
+    path = file(tmp_path, example("transformers", "facebook/dinov2-small", str(tmp_path / "tiny")))
+    encoder = load_encoder(path, device="cpu")
+    assert (encoder.patch, encoder.dim) == (14, 24)
+    images = torch.rand(1, 3, 28, 56)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.inference_mode():
+        theirs = network(pixel_values=(images - mean) / std).last_hidden_state[:, 1:]
+    assert torch.allclose(encoder(images)["tokens"].flatten(2).mT, theirs, atol=1e-5)

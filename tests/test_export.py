@@ -22,6 +22,7 @@ from unspool.cli import main
 from unspool.encoders import load_encoder
 from unspool.errors import MaskError, UsageError, VideoError
 from unspool.export import Export, export
+from unspool.export.annotations import run_lengths
 from unspool.masks import davis_palette
 from unspool.results import Run
 from unspool.video import VideoWriter, open_video
@@ -47,29 +48,34 @@ def image_of(t: int) -> np.ndarray:
     return image
 
 
-def make_result(folder: Path, sources: dict[str, Path], ids: tuple[int, ...] = (1, 7)) -> Path:
+def make_result(
+    folder: Path, sources: dict[str, Path], ids: tuple[int, ...] = (1, 7), shift: int = 0
+) -> Path:
     run = Run(folder, {"verb": "track", "config": {}})
     run.begin()
     for name, source in sources.items():
         size = {"height": HEIGHT, "width": WIDTH, "times": TIMES}
         with VideoResult(folder, name, source=str(source), **size) as result:
             for t in range(FRAMES):
-                result.write(image_of(t), labels_of(t, ids))
+                result.write(image_of(t), np.roll(labels_of(t, ids), shift, axis=1))
             result.finish(seconds=1.0)
     return folder
 
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One video file and one folder of frames with names of their own, tracked."""
-    home = tmp_path_factory.mktemp("export")
+    return two_videos(tmp_path_factory.mktemp("export"))
+
+
+def two_videos(home: Path, shift: int = 0) -> Path:
+    """The result of one video file and one folder of frames with names of their own; px to the right."""
     with VideoWriter(home / "clip.mp4", height=HEIGHT, width=WIDTH, times=TIMES, crf=5) as writer:
         for t in range(FRAMES):
             writer.write(image_of(t))
     (home / "stills").mkdir()
     for t in range(FRAMES):
         Image.fromarray(image_of(t)).save(home / "stills" / f"{5 * t:05d}.png")
-    return make_result(home / "result", {"clip": home / "clip.mp4", "stills": home / "stills"})
+    return make_result(home / "result", {"clip": home / "clip.mp4", "stills": home / "stills"}, shift=shift)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +90,7 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_coco_is_read_by_pycocotools(result: Path, tmp_path: Path) -> None:
     out = export(Export(result, "coco"), tmp_path / "out")
-    data = COCO(str(out / "annotations.json"))
+    data = COCO(str(out / "annotations" / "instances_default.json"))
     assert [video["name"] for video in data.dataset["videos"]] == ["clip", "stills"]
     assert len(data.imgs) == 2 * FRAMES
     for image in data.imgs.values():
@@ -104,13 +110,27 @@ def test_ytvis_holds_one_record_per_object_and_null_where_it_is_absent(result: P
     assert [a["id"] for a in data["annotations"]] == [1, 2, 3, 4]
     names = {video["id"]: video["file_names"] for video in data["videos"]}
     assert names[2][:2] == ["stills/00000.jpg", "stills/00005.jpg"]
-    for annotation in data["annotations"]:
+    results = json.loads((out / "results.json").read_text("utf-8"))
+    for annotation, predicted in zip(data["annotations"], results, strict=True):
         assert len(annotation["segmentations"]) == len(names[annotation["video_id"]]) == FRAMES
+        assert (predicted["video_id"], predicted["score"]) == (annotation["video_id"], 1.0)
         for t, rle in enumerate(annotation["segmentations"]):
             mask = labels_of(t) == annotation["track_id"]
-            assert (rle is None) == (not mask.any())
+            assert (rle is None) == (predicted["segmentations"][t] is None) == (not mask.any())
             if rle is not None:
-                assert np.array_equal(coco_mask.decode(rle).astype(bool), mask)
+                assert isinstance(rle["counts"], list)  # as published
+                plain = coco_mask.frPyObjects(rle, HEIGHT, WIDTH)
+                for found in (plain, predicted["segmentations"][t]):
+                    assert np.array_equal(coco_mask.decode(found).astype(bool), mask)
+
+
+def test_run_lengths_are_those_that_pycocotools_packed() -> None:
+    random = np.random.default_rng(0)
+    for length in range(1, 40):
+        counts = random.integers(0, 10 ** random.integers(1, 6), length).tolist()
+        size = [1, sum(counts)]
+        packed = coco_mask.frPyObjects({"size": size, "counts": counts}, *size)
+        assert run_lengths({"counts": packed["counts"].decode("ascii")}) == counts
 
 
 @pytest.mark.parametrize(("kind", "root"), [("davis", "."), ("youtube-vos", "Annotations")])
@@ -137,16 +157,25 @@ def test_mots_is_16_bits_of_class_and_id_in_a_zip(result: Path, tmp_path: Path) 
     assert set(np.unique(classes)) == {0, 1}
 
 
+def test_mots_text_says_the_same(result: Path, tmp_path: Path) -> None:
+    lines = (export(Export(result, "mots"), tmp_path / "out") / "clip.txt").read_text("ascii").splitlines()
+    assert len(lines) == FRAMES + 2
+    for frame, identity, group, height, width, counts in map(str.split, lines):
+        mask = coco_mask.decode({"size": [int(height), int(width)], "counts": counts})
+        assert group == "1"
+        assert np.array_equal(mask.astype(bool), labels_of(int(frame)) == int(identity) - 1000)
+
+
 def test_prompts_name_each_object_where_it_appears_first(result: Path, tmp_path: Path) -> None:
-    out = export(Export(result, "prompts"), tmp_path / "out") / "stills"
-    prompts = json.loads((out / "prompts.json").read_text("utf-8"))["prompts"]
+    out = export(Export(result, "prompts"), tmp_path / "out")
+    prompts = json.loads((out / "prompts" / "stills.json").read_text("utf-8"))["prompts"]
     assert [(p["frame"], p["mask"], p["object"]) for p in prompts] == [
         (0, "00000.png", 1),
         (2, "00010.png", 7),
     ]
     assert prompts[1]["box"] == [30, 25, 50, 40]
     for prompt in prompts:
-        labels = np.asarray(Image.open(out / prompt["mask"]))
+        labels = np.asarray(Image.open(out / "Annotations" / "stills" / prompt["mask"]))
         x, y = prompt["point"]
         assert labels[y, x] == prompt["object"]
         assert set(np.unique(labels)) == {0, prompt["object"]}
@@ -217,6 +246,22 @@ def test_timm_builds_the_encoder_and_gives_the_same_features(model: str, tmp_pat
 def test_a_resnet_that_timm_cannot_build_is_refused_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no network that timm can build.*torchvision"):
         export(Export(Path(), "timm", model="random-resnet18"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_result_of_every_second_frame_keeps_the_frames_own_names_and_pictures(tmp_path: Path) -> None:
+    (tmp_path / "stills").mkdir()
+    for t in range(2 * FRAMES):
+        Image.fromarray(image_of(t // 2)).save(tmp_path / "stills" / f"{t:05d}.png")
+    result = make_result(tmp_path / "result", {"stills": tmp_path / "stills"})
+    done = result / "videos" / "stills" / "done.json"
+    done.write_text(json.dumps(json.loads(done.read_text("utf-8")) | {"every": 2}))  # as `segment` says it
+    masks = export(Export(result, "davis"), tmp_path / "davis") / "stills"
+    assert sorted(p.stem for p in masks.iterdir()) == [f"{2 * t:05d}" for t in range(FRAMES)]
+    prompts = export(Export(result, "prompts"), tmp_path / "prompts") / "prompts" / "stills.json"
+    assert [p["frame"] for p in json.loads(prompts.read_text("utf-8"))["prompts"]] == [0, 4]
+    matte = export(Export(result, "mattes"), tmp_path / "mattes") / "stills" / "object-1" / "00006.png"
+    assert np.array_equal(np.asarray(Image.open(matte))[..., :3], image_of(3))
 
 
 # -------------------------------------------------------------------------------------------- folder
@@ -242,7 +287,7 @@ def test_another_content_is_not_overwritten_unless_asked(result: Path, tmp_path:
     with pytest.raises(UsageError, match=r"out: holds .*--overwrite"):
         export(Export(result, "coco"), out)
     export(Export(result, "coco"), out, overwrite=True)
-    assert (out / "annotations.json").is_file()
+    assert (out / "annotations" / "instances_default.json").is_file()
     assert not (out / "clip").exists()
     assert holds == "export.json" or (out / holds).read_text() == "mine"
 
@@ -257,7 +302,9 @@ def test_ids_that_a_format_cannot_hold_are_refused_before_anything_is_written(
 
 
 def test_large_ids_go_into_json(crowded: Path, tmp_path: Path) -> None:
-    data = COCO(str(export(Export(crowded, "coco"), tmp_path / "out") / "annotations.json"))
+    data = COCO(
+        str(export(Export(crowded, "coco"), tmp_path / "out") / "annotations" / "instances_default.json")
+    )
     assert {a["track_id"] for a in data.anns.values()} == {1, 1200}
 
 
@@ -268,6 +315,10 @@ def test_what_is_missing_is_named(result: Path, crowded: Path, tmp_path: Path) -
         export(Export(result, "coco", ("horse",)), tmp_path / "a")
     with pytest.raises(VideoError, match=r"clip\.mp4: no such file"):
         export(Export(crowded, "mattes"), tmp_path / "a")
+    stream = make_result(tmp_path / "stream", {"stdin": Path("-")})
+    with pytest.raises(VideoError, match=r"came from a stream.*--to coco"):
+        export(Export(stream, "prores"), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
     with pytest.raises(UsageError, match="--model"):
         export(Export(result, "features"), tmp_path / "b")
     copy = tmp_path / "copy"
@@ -275,7 +326,7 @@ def test_what_is_missing_is_named(result: Path, crowded: Path, tmp_path: Path) -
     (copy / "videos" / "clip" / "masks" / "00003.png").unlink()
     with pytest.raises(MaskError, match=r"00003\.png"):
         export(Export(copy, "coco"), tmp_path / "c")
-    assert [p.name for p in (tmp_path / "c").iterdir()] == ["export.json"]
+    assert [p.name for p in (tmp_path / "c").rglob("*") if p.is_file()] == ["export.json"]
 
 
 def test_the_command_prints_the_folder_and_explains_an_unknown_kind(

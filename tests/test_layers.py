@@ -14,7 +14,7 @@ FLOORS = [
     {"tracking", "segmenting"},
     {"protocols"},
     {"results", "display"},
-    {"video_result", "page_clustering", "page_training", "segments", "export_encoder", "workers", "mirror"},
+    {"video_result", "page_clustering", "page_training", "segments", "workers", "mirror"},
     {"page", "page_suite", "page_sweep", "training", "export"},
     {"inputs", "jobs", "options", "reporting", "page_server"},
     {"verbs"},

@@ -154,8 +154,8 @@ def export(
     result
         A result folder; for timm, one that training left.
     to
-        coco, ytvis, davis, youtube-vos, mots (CVAT), prompts (SAM 2, Cutie), mattes (PNG with alpha), prores
-        (4444 with alpha, per object), features (safetensors), timm.
+        coco, ytvis, davis, youtube-vos, mots (CVAT, TrackEval), prompts (SAM 2, Cutie), mattes (PNG,
+        alpha), prores (4444 with alpha, per object), features (safetensors), timm.
     output
         Folder to write into.
     videos

@@ -39,8 +39,8 @@ def write_features(
     """
     size = input_size(video.height, video.width, encoder, Tracking(short_side=resolution))
     report({"event": "video", "video": video.name, "frames": video.frames})
-    with written_whole(path) as part, part.open("wb") as out, video.images() as source:
-        for index, image in enumerate(source):
+    with written_whole(path) as part, part.open("wb") as out:
+        for index, image in enumerate(video.images()):
             map_ = _encoded(image, encoder, size, layer)
             if not index:
                 out.write(_header(map_.shape, video, encoder, layer, size))
@@ -78,8 +78,8 @@ def _header(shape: tuple[int, ...], video: Any, encoder: Encoder, layer: str, si
 # -------------------------------------------------------------------------------------------- timm
 
 
-def write_timm(model: str, folder: Path) -> None:
-    """`config.json` and `model.safetensors`: `timm.create_model("local-dir:FOLDER", pretrained=True)`.
+def timm_writer(model: str) -> Callable[[Path], None]:
+    """Writes what `timm.create_model("local-dir:FOLDER", pretrained=True)` reads, a config and safetensors.
 
     ViTs, and ResNet-50 with its dilated last stage, give the same numbers there as here (ViTs at the size of
     their position table: for others timm stretches it by a rule of its own). Raises UsageError for networks
@@ -105,10 +105,14 @@ def write_timm(model: str, folder: Path) -> None:
         "model_args": arguments,
         "pretrained_cfg": _pretrained(encoder, arguments),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    with written_whole(folder / "model.safetensors") as part:
-        part.write_bytes(save(state, metadata={"format": "pt"}))
-    write_json(folder / "config.json", config)
+
+    def write(folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with written_whole(folder / "model.safetensors") as part:
+            part.write_bytes(save(state, metadata={"format": "pt"}))
+        write_json(folder / "config.json", config)
+
+    return write
 
 
 def _pretrained(encoder: Any, arguments: Json) -> Json:
