@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from unspool.training.settings import resolve
 from unspool.training.validation import HeldOut
@@ -51,6 +52,21 @@ def write_videos(folder: Path, count: int = 6, frames: int = 8) -> Path:
     for number in range(count):
         write_noise(folder / f"clip{number}.mp4", frames, number)
     return folder
+
+
+def write_ytvis(root: Path, videos: int, frames: int = 8) -> Path:
+    """A YouTube-VIS tree of moving noise; every video has one object, which is never seen."""
+    listed, annotations = [], []
+    for number in range(videos):
+        texture = np.random.default_rng(number).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+        names = [f"v{number}/{5 * t:05d}.jpg" for t in range(frames)]
+        (root / "train/JPEGImages" / f"v{number}").mkdir(parents=True)
+        for t, name in enumerate(names):
+            Image.fromarray(texture[t : t + 40, t : t + 56]).save(root / "train/JPEGImages" / name)
+        listed.append({"id": number, "file_names": names, "height": 40, "width": 56})
+        annotations.append({"id": number, "video_id": number, "segmentations": [None] * frames})
+    (root / "train.json").write_text(json.dumps({"videos": listed, "annotations": annotations}))
+    return root
 
 
 def order(folder: Path, *data: Path, settings: tuple[str, ...] = (), steps: int = 6, **more: Any) -> Order:

@@ -99,12 +99,19 @@ def plain_released_losses(
 
 
 def plain_printed_loss(
-    attention: Tensor, features: Tensor, frames: int, sets: tuple[int, int], margins: tuple[float, float]
+    attention: Tensor,
+    features: Tensor,
+    frames: int,
+    sets: tuple[int, int],
+    margins: tuple[float, float],
+    *,
+    detached: bool = True,
 ) -> Tensor:
     """Eq. 4-9 of one clip, sums over pairs."""
     count = len(attention) // frames
     entropy = -(attention * attention.log()).sum(1)
-    weights = torch.softmax(-entropy, 0).detach()
+    weights = torch.softmax(-entropy, 0)
+    weights = weights.detach() if detached else weights
     total = torch.zeros((), dtype=attention.dtype)
     for i in range(len(attention)):
         orders = [

@@ -89,6 +89,8 @@ def test_track_leaves_the_promised_folder_and_prints_its_page(run: Run, tmp_path
     assert record["status"] == "done"
     assert record["model"]["name"] == "dul-small"
     assert record["config"]["tracking"]["propagation"]["top_k"] == 10
+    assert record["speed"]["fps_model"] > record["speed"]["fps_end_to_end"] > 0
+    assert (record["speed"]["warm_up_videos"], record["speed"]["context"]) == (0, 20)
     with open_video(folder / "videos" / "clip" / "overlay.mp4") as overlay:
         assert list(overlay.times) == [Fraction(t, 10) for t in range(FRAMES)]
 

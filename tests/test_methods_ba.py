@@ -88,20 +88,31 @@ def test_released_losses_and_gradients_are_those_of_the_plain_form(weighted: boo
         assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("detached", [True, False])
 def test_the_printed_loss_and_its_gradients_are_those_of_the_plain_form(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, detached: bool
 ) -> None:
     monkeypatch.setattr(ba, "ROWS", 7)
-    config = replace(SMALL, form="paper", reduction="sum")
+    config = replace(SMALL, form="paper", reduction="sum", detach_weights=detached)
     module, plain, clip = learner(config), learner(config), clips(1)
     total, _ = loss(module, clip, seeded())
     total.backward()
     features, attention = maps_of(plain, clip[0])
-    expected = plain_printed_loss(attention, features, 3, config.sets, (0.8, 1.0))
+    expected = plain_printed_loss(attention, features, 3, config.sets, (0.8, 1.0), detached=detached)
     expected.backward()
     assert torch.allclose(total, expected, rtol=1e-5)
     for ours, theirs in zip(gradients(module), gradients(plain), strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_weights_that_pass_a_gradient_change_the_gradient_but_not_the_loss() -> None:
+    config = replace(SMALL, form="paper")
+    modules = [learner(config), learner(replace(config, detach_weights=False))]
+    totals = [loss(module, clips(1), seeded())[0] for module in modules]
+    torch.autograd.backward(totals)
+    assert torch.equal(*totals)
+    detached, attached = map(gradients, modules)
+    assert not all(torch.allclose(*pair) for pair in zip(detached, attached, strict=True))
 
 
 def test_the_mean_over_pairs_is_the_sum_over_their_number() -> None:

@@ -13,6 +13,7 @@ from unspool.metrics import (
     adjusted_rand_index,
     fg_ari_frame,
     fg_ari_solv,
+    fg_ari_solv_quirks,
     fg_ari_video,
     mbo_frame,
     mbo_video,
@@ -20,6 +21,7 @@ from unspool.metrics import (
     mean_over_videos,
     miou_frame,
     miou_solv,
+    miou_solv_quirks,
     miou_video_hungarian,
 )
 
@@ -70,7 +72,7 @@ def test_fg_ari_looks_at_foreground_pixels_only(seed: int) -> None:
     assert fg_ari_frame(prediction, truth) == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
-@pytest.mark.parametrize("ari", [fg_ari_video, fg_ari_frame, fg_ari_solv])
+@pytest.mark.parametrize("ari", [fg_ari_video, fg_ari_frame, fg_ari_solv, fg_ari_solv_quirks])
 def test_a_video_without_foreground_has_no_ari(ari: object) -> None:
     nothing = np.zeros((2, *SHAPE), np.uint8)
     assert math.isnan(ari(nothing, nothing))
@@ -151,6 +153,35 @@ def test_solv_matches_on_the_mean_over_frames_with_either(seed: int) -> None:
     if found.ids:
         padded = np.array(means + [[0.0] * len(found.ids)] * len(found.ids))
         assert found.of_objects().sum() == pytest.approx(oracle.best_assignment(padded), abs=1e-12)
+
+
+@quickly
+@given(SEEDS, st.sampled_from([[0, 1, 2], [1, 2, 3], [0, 2, 5], [3, 4]]))
+def test_solv_quirks_are_those_of_its_code(seed: int, ids: list[int]) -> None:
+    prediction, truth = video(seed, ids), video(seed + 1, [1, 3, 4, 255])
+    overlaps, ari = oracle.solv_quirks(prediction, truth)
+    assert miou_solv_quirks(prediction, truth).of_objects().tolist() == pytest.approx(overlaps)
+    assert fg_ari_solv_quirks(prediction, truth) == pytest.approx(ari, nan_ok=True)
+
+
+def test_to_solv_objects_that_come_later_are_background() -> None:
+    truth = np.array([[[1, 0]], [[1, 2]]], np.uint8)
+    assert miou_solv(truth, truth).of_objects().tolist() == [1, 1]
+    found = miou_solv_quirks(truth, truth)
+    assert (found.ids, found.of_objects().tolist()) == ((1,), [1])
+
+
+def test_solv_takes_a_row_for_an_id_where_ids_have_a_gap() -> None:
+    truth = np.array([[[0, 1, 2]]], np.uint8)
+    without_gap, with_gap = truth, np.array([[[0, 1, 7]]], np.uint8)
+    assert miou_solv_quirks(without_gap, truth).of_objects().tolist() == [1, 1]
+    assert miou_solv(with_gap, truth).of_objects().tolist() == [1, 1]
+    assert miou_solv_quirks(with_gap, truth).of_objects().tolist() == [1, 0]
+
+
+def test_solv_knows_nineteen_objects() -> None:
+    truth = np.arange(25, dtype=np.uint8)[None, None]
+    assert miou_solv_quirks(truth, truth).ids == tuple(range(1, 20))
 
 
 def test_an_object_left_without_a_segment_scores_zero_where_it_is() -> None:

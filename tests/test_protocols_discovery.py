@@ -14,6 +14,7 @@ from unspool.protocols.discovery import (
     FOREGROUNDS,
     MANY,
     PROTOCOLS,
+    QUIRKS,
     SINGLE,
     SPARSE,
     Prediction,
@@ -24,6 +25,7 @@ from unspool.protocols.discovery import (
     score_table,
     score_video,
     sentences,
+    without_black_borders,
 )
 
 FRAMES, HEIGHT, WIDTH = 5, 18, 24
@@ -63,11 +65,13 @@ FUNCTIONS = {name: getattr(metrics, name.replace("-", "_")) for name in PLAIN}
 def test_every_name_of_the_specification_is_there() -> None:
     assert list(PROTOCOLS) == [
         "davis17-unsup", "davis17-unsup-framewise", "fg-ari-video", "fg-ari-frame", "fg-ari-solv",
-        "miou-solv", "miou-video-hungarian", "miou-frame", "mbo-video", "mbo-frame",
+        "miou-solv", "fg-ari-solv-quirks", "miou-solv-quirks", "miou-video-hungarian",
+        "miou-frame", "mbo-video", "mbo-frame",
         "davis16-official", "davis16-allframes", "davis16-pooled", "segtrack-fbms",
         "single-object-oracle-frame", "single-object-oracle-video", "single-object-label-free",
     ]  # fmt: skip
-    assert set(MANY) | set(SINGLE) | set(SPARSE) == set(PROTOCOLS)
+    assert set(MANY) | set(SINGLE) | set(SPARSE) | set(QUIRKS) == set(PROTOCOLS)
+    assert not set(QUIRKS) & set(MANY)
 
 
 @pytest.mark.parametrize("name", [name for name in PLAIN if name.startswith(("davis", "single"))])
@@ -197,6 +201,22 @@ def test_too_many_proposals_are_an_error_or_the_largest_by_name(tmp_path: Path) 
     assert record["rows"]["davis17-unsup"]["proposals"] == "the 20 largest"
     table = score_table({"a": record}, rows, postprocessing="none")
     assert "(the 20 largest proposals in 1 of 1 videos)" in sentences(table)
+
+
+def test_only_rows_that_crop_black_borders_score_without_them(tmp_path: Path) -> None:
+    frame = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    frame[3:-2, 5:-1] = 9
+    inside = without_black_borders(frame)
+    prediction = Prediction(written(tmp_path / "a", PREDICTED).paths, inside)
+    rows = [Row("miou-solv-quirks"), Row("miou-solv")]
+    found = score_video("a", prediction, lambda: iter(TRUTH), rows)["rows"]
+    cut = metrics.miou_solv_quirks(PREDICTED[:, 3:-2, 5:-1], TRUTH[:, 3:-2, 5:-1])
+    assert found["miou-solv-quirks"]["iou"] == cut.iou.tolist()
+    assert found["miou-solv"]["iou"] == metrics.miou_solv(PREDICTED, TRUTH).iou.tolist()
+
+
+def test_a_black_frame_has_no_borders() -> None:
+    assert np.zeros((4, 5))[without_black_borders(np.zeros((4, 5, 3), np.uint8))].shape == (4, 5)
 
 
 def test_a_video_without_truth_is_refused(tmp_path: Path) -> None:

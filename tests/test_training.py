@@ -16,11 +16,22 @@ from typing import Any
 
 import pytest
 import torch
-from make_training import HELD_OUT, assert_equal_states, order, read_lines, state, write_noise, write_videos
+from make_training import (
+    HELD_OUT,
+    assert_equal_states,
+    order,
+    read_lines,
+    state,
+    write_noise,
+    write_videos,
+    write_ytvis,
+)
 
 from unspool import DataError, OutputError, UnspoolError, UnspoolWarning, UsageError, load_encoder
+from unspool.data import ytvis
 from unspool.methods import dul
 from unspool.training import Rhythm, checkpoints
+from unspool.training.footage import index_all
 from unspool.training.settings import resolve
 from unspool.verbs.train import Order, carry_out, describe
 
@@ -306,6 +317,31 @@ def test_other_videos_are_other_settings(tmp_path: Path, videos: Path) -> None:
     write_noise(videos / "more.mp4", seed=9)
     with pytest.raises(UsageError, match=r"data: '6 videos, digest \w+' there, '7 videos"):
         run(order(tmp_path / "a", videos, steps=1))
+
+
+def test_videos_that_discovery_scores_are_left_out_and_the_record_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ytvis, "SOLV", slice(1, 3))
+    root = write_ytvis(tmp_path / "YTVIS", videos=5)
+    scored = {sequence.name for sequence in ytvis.ytvis_sequences(root)}
+    wanted = replace(order(tmp_path / "a", steps=1), data=(f"ytvis19:{root}",), exclude_eval=True)
+    index = index_all(wanted.data, 0.0, exclude_eval=True)
+    assert {Path(video.source).name for video in index.videos} == {f"v{n}" for n in range(5)} - scored
+    run(wanted)
+    config = json.loads((tmp_path / "a/run.json").read_text("utf-8"))["config"]
+    assert (config["exclude_eval"], config["data"][:8]) == ("2 videos", "3 videos")
+
+
+def test_only_kinds_that_are_scored_in_part_can_be_left_out(tmp_path: Path, videos: Path) -> None:
+    with pytest.raises(UsageError, match=rf"--data {videos} .*ytvis19:PATH alone.*leave --exclude-eval out"):
+        run(order(tmp_path / "a", videos, exclude_eval=True))
+
+
+def test_a_small_set_that_is_scored_whole_leaves_nothing_to_learn_from(tmp_path: Path) -> None:
+    root = write_ytvis(tmp_path / "YTVIS", videos=2)
+    with pytest.raises(DataError, match="all 2 videos are scored by eval discovery"):
+        index_all([f"ytvis19:{root}"], 0.0, exclude_eval=True)
 
 
 def test_checkpoints_that_lost_their_run_json_are_refused_too(tmp_path: Path, videos: Path) -> None:

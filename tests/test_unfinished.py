@@ -72,8 +72,8 @@ def content(home: Path) -> dict[str, bytes]:
     files = {path.name: path.read_bytes() for path in home.rglob("*") if path.is_file()}
     files |= {path.name: path.read_bytes() for path in (home.parents[1] / "data").glob("*.js")}
     done = json.loads(files.pop("done.json"))
-    for changes in ("seconds", "frames_per_second", "timings"):
-        done.pop(changes)
+    for changes in ("seconds", "frames_per_second", "timings", "speed"):
+        done.pop(changes, None)
     return {**files, "done": json.dumps(done, sort_keys=True).encode()}
 
 

@@ -98,7 +98,7 @@ def test_the_progress_of_clustering_is_told_up_to_the_end(run: Run, tmp_path: Pa
 @pytest.mark.parametrize(
     ("protocol", "clusters", "points"),
     [("overcluster-dataset", 49, "the data set, which has 48 tokens"),
-     ("overcluster-clip", 50177, "a clip of 1 frames, which has 50176 pixels")],
+     ("overcluster-clip", 50177, "a clip of 1 frame, which has 50176 pixels")],
 )  # fmt: skip
 def test_more_clusters_than_tokens_are_told_before_anything_is_encoded(
     run: Run, tmp_path: Path, protocol: str, clusters: int, points: str
@@ -161,8 +161,14 @@ def test_voc_is_scored_as_a_whole_with_all_its_classes(run: Run, tmp_path: Path)
         labels[2:9, 3:9], labels[12:14] = 15, 255
         write_mask(tmp_path / f"VOC/SegmentationClass/{name}.png", labels)
         Image.fromarray(np.repeat(labels[..., None], 3, 2)).save(tmp_path / f"VOC/images/{name}.jpg")
-    code, _, err = run("--data", "voc:VOC", *SMALL, "--protocol", "cluster-voc-k21", "-o", "out")
+    names = ("cluster-voc-k21", "cluster-voc-k21-timet")
+    code, _, err = run("--data", "voc:VOC", *SMALL, "--protocol", *names, "-o", "out")
     assert code == 0, err
+    hows = read(tmp_path / "out/run.json")["config"]["protocols"]
+    assert [(name, how["at"], how["side"]) for name, how in hows.items()] == [
+        ("cluster-voc-k21", "tokens", 100), ("cluster-voc-k21-timet", "pixels", 112),
+    ]  # fmt: skip
+    assert set(read(tmp_path / "out/scores.json")["table"]["model"]) == set(names)
     classes = read(tmp_path / "out/scores.json")["classes"]
     assert {c["name"] for c in classes} == {"background", "person"}
     assert (tmp_path / "out/pictures/data-set/a-model.jpg").exists()

@@ -13,6 +13,7 @@ from PIL import Image
 from unspool.cli import main
 from unspool.data import sequences
 from unspool.masks import read_truth, write_mask
+from unspool.metrics import mean_over_videos, miou_frame
 from unspool.verbs.discovery import _for_one_object
 from unspool.verbs.segment_settings import resolve_segment_settings, segmenting_record
 
@@ -139,6 +140,25 @@ def test_rendered_clips_are_segmented_and_scored(run: Run, tmp_path: Path) -> No
     code, _, err = run(*command[:-1], 4)
     assert code == 2
     assert "postprocessing" in err
+
+
+def test_what_is_scored_are_the_masks_after_all_steps_that_the_result_names(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text("smallest = 0.02\n")
+    steps = ("--upsampling", "bilinear", "--config", "own.toml", "--fill-holes", "--minimum-size", "0.03")
+    scored = ("--protocol", "miou-frame")
+    for options, folder in (((), "plain"), (steps, "r")):
+        code, _, err = run(
+            "eval", "discovery", "--data", "rendered:1", *SMALL, *scored, *options, "-o", folder
+        )
+        assert code == 0, err
+    said = "minimum size 0.03, smallest 0.02 of the video, upsampling bilinear, holes filled"
+    scores = read(tmp_path / "r/scores.json")
+    assert scores["postprocessing"] == read(tmp_path / "r/run.json")["config"]["postprocessing"] == said
+    clip = sequences.rendered_sequences("1")[0]
+    paths = sorted((tmp_path / "r/videos/rendered-0/masks").iterdir())
+    overlaps = miou_frame([read_truth(path) for path in paths], [np.asarray(m) for m in clip.truth()])
+    assert scores["global"]["miou-frame mIoU"] == pytest.approx(mean_over_videos([overlaps]), abs=1e-6)
+    assert read(tmp_path / "plain/scores.json")["global"] != scores["global"]
 
 
 def test_masks_that_were_left_score_the_same_when_given(run: Run, tmp_path: Path) -> None:

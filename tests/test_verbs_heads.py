@@ -16,7 +16,8 @@ from unspool.errors import UsageError
 from unspool.ops import neighbours
 from unspool.protocols.incontext import enlarged, labelled, needs, patch_labels
 from unspool.verbs.heads import Settings, linear_plan
-from unspool.verbs.heads.incontext import InContext, filled, predicted
+from unspool.verbs.heads.incontext import RELEASED_STD, InContext, filled, predicted
+from unspool.verbs.heads.shared import encoder_of
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +67,17 @@ def test_data_whose_ids_are_no_classes_is_refused_unread(
 
 def test_the_shipped_encoder_is_the_usual_one() -> None:
     assert Settings().model == "dul-small"
+
+
+def test_the_released_normalisation_is_what_the_encoder_takes_and_has_a_name_of_its_own(
+    tmp_path: Path,
+) -> None:
+    some = ("incontext", "--data", "rendered:2", "--resolution", "32", "--neighbours", "2", "--rows", "8")
+    assert call(*some, "--normalisation", "code", "-o", "a") == 0
+    table = scores("a")
+    assert table["protocol"] == "incontext-rendered-std255"
+    assert table["settings"]["normalisation"] == "code"  # type: ignore[index]
+    assert encoder_of(Settings(device="cpu", std=RELEASED_STD)).std == (0.229, 0.224, 0.255)
 
 
 def test_another_recipe_is_refused() -> None:

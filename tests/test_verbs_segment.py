@@ -414,7 +414,8 @@ def test_a_cut_of_the_tree_may_be_tracked(run: Run, tmp_path: Path) -> None:
         (("--from", "s", "--objects", "1,1"), 2, "twice"),
         (("--from", "s", "--mask", "m.png"), 2, "either --mask or --from"),
         (("--objects", "1"), 2, "--from"),
-        (("--from", "s", "--objects", "99"), 1, "holds no object 99"),
+        (("--from", "s", "--objects", "99"), 2, "holds no object 99; there are 1"),
+        (("--from", "s", "--objects", "99", "--dry-run"), 2, "holds no object 99; there are 1"),
     ],
 )
 def test_what_cannot_be_tracked_from_a_result_is_said(
@@ -425,6 +426,7 @@ def test_what_cannot_be_tracked_from_a_result_is_said(
     found, _, err = run("track", "clip.mp4", *options, "-o", "t")
     assert found == code
     assert said in err
+    assert not (tmp_path / "t").exists()
 
 
 def test_a_video_that_was_not_segmented_is_named(run: Run, tmp_path: Path) -> None:

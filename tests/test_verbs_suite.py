@@ -353,6 +353,20 @@ def test_options_that_no_evaluation_takes_are_refused_before_any_run(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "given"), [("--workers 2", ("--ray", "auto")), ("--ray=auto", ("--workers", "2"))]
+)
+def test_a_cluster_and_workers_of_which_one_stands_in_the_data_file_are_refused_once(
+    options: str, given: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_up(tmp_path)
+    (tmp_path / "data.toml").write_text(f"[data]\nrendered = 1\n[options]\nclustering = '{options}'\n")
+    assert call(tmp_path, *given) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "options.clustering: --workers 2 and --ray auto come together there" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_options_of_the_command_line_win_over_those_of_the_data_file(tmp_path: Path) -> None:
     (tmp_path / "data.toml").write_text("[data]\nrendered = 1\n[options]\nlinear = '--device cuda'\n")
     order = Suite.of(["a"], read_data(tmp_path / "data.toml"), read_tables(), tmp_path, ["--device", "cpu"])

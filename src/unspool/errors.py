@@ -84,6 +84,11 @@ class UnspoolWarning(UserWarning):
     """Something was lost or guessed, and the work goes on."""
 
 
+def counted(number: int, thing: str) -> str:
+    """`1 frame`, `2 frames`: how many, for a message."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def told_by(caught: Iterable[WarningMessage]) -> list[str]:
     """What the `UnspoolWarning`s among caught warnings say, each once, in their order."""
     return list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UnspoolWarning)))

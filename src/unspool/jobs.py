@@ -73,6 +73,7 @@ class Plan:
     failures: tuple[tuple[str, str], ...] = ()  # inputs that cannot be worked on, with the reason
     finish: Callable[[Path, list[Json]], str] | None = None  # writes scores; returns the sentence to print
     estimate: Callable[[Sequence[Any], int], Estimate] | None = None  # of these jobs, with so many workers
+    speed: Callable[[Sequence[Json]], Json] | None = None  # of what is done, for `run.json`
 
 
 @dataclass(frozen=True)
@@ -234,9 +235,12 @@ def _end(plan: Plan, run: Run, report: Report, outcomes: list[Json], stop: Stopp
     for outcome in done:
         for stage, seconds in outcome.get("timings", {}).items():
             timings[stage] = round(timings.get(stage, 0.0) + seconds, 3)
+    speed = plan.speed(done) if plan.speed else {}
+    run.record |= {"speed": speed} if speed else {}
     run.end(status, timings=timings, warnings=[w for o in done for w in o.get("warnings", [])])
     page = write_page(plan.folder)
-    report({"event": "end", "status": status, "page": str(page), "timings": timings, "frames": _frames(done)})
+    counted: Json = {"timings": timings, "frames": _frames(done), "speed": speed}
+    report({"event": "end", "status": status, "page": str(page), **counted})
     if stop.is_set():
         report({"event": "summary", "text": "stopped; run the same command again to continue"})
         return 128 + stop.signal

@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from unspool.errors import counted
+
 Json = dict[str, Any]
 PLAIN_EVERY = 30.0  # s between progress lines where there is no terminal
 
@@ -87,7 +89,7 @@ class Reporter:
         self._clock[event["video"]] = (monotonic(), monotonic(), 0)
         self._frames[event["video"]] = event.get("begun", 0)
         self._pace[event["video"]] = (monotonic(), self._frames[event["video"]])
-        length = "a stream" if event["frames"] is None else f"{event['frames']} frames"
+        length = "a stream" if event["frames"] is None else counted(event["frames"], "frame")
         if self._bars.disable:
             self.say(f"{event['video']}: {length}")
         else:
@@ -108,7 +110,7 @@ class Reporter:
             self._bars.update(self._tasks[name], completed=event["frame"], rate=f"{rate:.1f} frames/s")
         elif not self.quiet and not self.as_json and self._due(event):
             if event["frames"] is None:
-                self.say(f"{name}: {event['frame']} frames, {rate:.1f} frames/s")
+                self.say(f"{name}: {counted(event['frame'], 'frame')}, {rate:.1f} frames/s")
                 return
             left = (event["frames"] - event["frame"]) / rate
             self.say(
@@ -138,7 +140,7 @@ class Reporter:
         scores = event.get("scores")
         score = f", J&F {100 * scores['J&F']:.1f}" if scores else ""
         self.say(
-            f"{event['video']}: done, {event['frames']} frames in {event['seconds']:.1f} s "
+            f"{event['video']}: done, {counted(event['frames'], 'frame')} in {event['seconds']:.1f} s "
             f"({event['frames_per_second']} frames/s){score}"
         )
         for text in event.get("warnings", []):
@@ -213,6 +215,8 @@ class Reporter:
             frames = max(event["frames"], 1)
             for stage, seconds in event["timings"].items():
                 self.console.print(f"{stage:>10} {seconds:8.2f} s {1000 * seconds / frames:8.1f} ms a frame")
+        if self.timings and event.get("speed"):
+            self.console.print(_speed_in_words(event["speed"]), markup=False)
         self._result({"text": event["page"]})
 
     def _drop(self, name: str) -> None:
@@ -241,3 +245,14 @@ def _duration(seconds: float) -> str:
     if whole < 100:
         return f"{whole} s"
     return f"{whole // 60} min" if whole < 6000 else f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _speed_in_words(found: Json) -> str:
+    """One line for people."""
+    sizes = ", ".join(found["inputs"][:3]) + (", ..." if len(found["inputs"]) > 3 else "")
+    return (
+        f"model {found['fps_model']} frames/s (warm-up: {found['warm_up_videos']} videos), end to end "
+        f"{found['fps_end_to_end']} frames/s, peak memory {found['peak_memory'] / 1e9:.2f} GB; "
+        f"{found['device']}, {found['precision']}, input {sizes}, objects {found['objects']}, "
+        f"context {found['context']} frames"
+    )

@@ -38,6 +38,7 @@ from unspool.segmentation import LabelMap, Segmentation
 from unspool.segmenting import Image, KeyFrames
 
 ATTENTION_BYTES = 48 << 20  # of all queries and keys of a video, as text; more would make pages slow
+SHOWN_IDS = 30  # in a message
 HALF = 0.5  # of its largest area: from there on an object is thought to be in view
 
 
@@ -258,7 +259,9 @@ class Chosen:
             counts = np.bincount(labels.ravel())
             for row, group in enumerate(groups):
                 areas[row, place] = sum(int(counts[i]) for i in group if i < len(counts))
-        self._refuse_absent(groups, areas)
+        if not areas.any(axis=1).all():
+            seen = _ids_of(self._of_frames(hierarchy))
+            raise MaskError(self.why_absent(seen))
         entry = (areas >= np.maximum(HALF * areas.max(axis=1, keepdims=True), 1)).argmax(axis=1)
         given: dict[int, Mask] = {}
         for place, labels in enumerate(self._of_frames(hierarchy)):
@@ -293,12 +296,18 @@ class Chosen:
             shown[np.isin(labels, group)] = number
         return Mask(shown, ids_in(shown), path=str(self.home / "masks"))
 
-    def _refuse_absent(self, groups: Sequence[tuple[int, ...]], areas: Integer[np.ndarray, "k t"]) -> None:
-        absent = ["+".join(map(str, g)) for g, area in zip(groups, areas, strict=True) if not area.any()]
-        if absent:
-            raise MaskError(
-                f"{self.home}: holds no object {', '.join(absent)}; its page shows the numbers that there are"
-            )
+    def why_absent(self, known: Iterable[int]) -> str:
+        """Which of the objects are none of the known ids, and what these are; empty where all are known."""
+        known = set(known)
+        absent = ["+".join(map(str, group)) for group in self.objects if not known & set(group)]
+        there = ", ".join(map(str, sorted(known)[:SHOWN_IDS])) + (", ..." if len(known) > SHOWN_IDS else "")
+        return f"{self.home}: holds no object {', '.join(absent)}; there are {there}" if absent else ""
+
+    def known(self, done: Json) -> set[int]:
+        """Ids to choose from; `done`: what the segmentation's `done.json` says."""
+        if self.clusters is None:
+            return {entry["id"] for entry in done["objects"]}
+        return set(np.unique(read_hierarchy(self.home / "hierarchy.npz").ids(self.clusters)).tolist())
 
 
 def _ids_of(frames: Any) -> tuple[int, ...]:
@@ -328,15 +337,23 @@ def chosen_of(
 ) -> list[Chosen | str]:
     """Per video, what is to be tracked; or, where the segmentation lacks it, the sentence that says so.
 
-    Raises UsageError where the folder is no result, or was not made by `unspool segment`.
+    Raises UsageError where the folder is no result, or was not made by `unspool segment`, and where no video
+    of it holds what is chosen.
     """
     if not (folder / "run.json").is_file():
         raise UsageError(f"--from {folder}: no result folder (it holds no run.json)")
     groups = parse_objects(objects)
     found: list[Chosen | str] = []
+    absent: list[str] = []
     for name in names:
-        if read_done(folder, name) is None or not (folder / "videos" / name / "hierarchy.npz").is_file():
+        done = read_done(folder, name)
+        if done is None or not (folder / "videos" / name / "hierarchy.npz").is_file():
             found.append(f"{folder}: holds no finished segmentation of '{name}'; run unspool segment on it")
         else:
-            found.append(Chosen(folder, name, groups, clusters))
+            chosen = Chosen(folder, name, groups, clusters)
+            why = chosen.why_absent(chosen.known(done))
+            found.append(why or chosen)
+            absent += [why] if why else []
+    if absent and len(absent) == len(names):
+        raise UsageError(absent[0])
     return found

@@ -385,6 +385,13 @@ def needs(features: Float[Tensor, "c h w"], video: Sized, encoder: Encoder, how:
 @cache
 def resident() -> int:
     """Bytes of this process before it tracks anything: what is asked later would count earlier videos."""
+    return peak_memory(torch.device("cpu"))
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes in use so far: of the GPU, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 

@@ -53,7 +53,7 @@ def eval_tracking(
     protocol
         davis17-semi (default of davis17 and of --pred), davis17-unsup, davis17-unsup-framewise,
         davis16-official (default of davis16), davis16-allframes, davis16-pooled, vos-late (default of ytvos
-        and visor); maskforward: the
+        and visor), vos-late-allframes; maskforward: the
         foreground in steps of 0.1 to 0.8 s, repeated, along optical flow (extra `flow`), by features.
     raft
         maskforward: weights of torchvision's raft_large, to carry masks along RAFT's flow too.
@@ -139,15 +139,13 @@ def eval_discovery(
         Who chooses the one cluster that davis16-* and segtrack-fbms score: label-free, oracle-frame,
         oracle-video, given (every id of the masks). Default: the first three, apart; given with --pred.
     minimum_size
-        Drop clusters that nowhere cover this share of a frame, 0..1. Default: 0, which drops none.
+        Drop clusters that cover this share of a frame nowhere, 0..1. Default: 0, which drops none.
     """
     from unspool.verbs import discovery as verbs
     from unspool.verbs.segment_settings import resolve_segment_settings
 
     if (pred is None) != (truth is None):
         raise UsageError("--pred and --truth belong together: predictions and truth, both as folders of PNGs")
-    if options.smallest is not None or options.upsampling is not None:
-        raise UsageError("eval discovery takes --minimum-size, not --smallest, and no --upsampling")
     if (pred is None) == (data is None):
         raise UsageError("give either --data KIND:PATH (which is segmented), or --pred and --truth")
     shared = {
@@ -168,11 +166,7 @@ def eval_discovery(
         settings=settings,
         data=data,
         names=names,
-        steps={
-            "minimum_size": minimum_size,
-            "largest": options.largest or 0,
-            "fill_holes": bool(options.fill_holes),
-        },
+        minimum_size=minimum_size,
         **shared,
     )
 
@@ -217,7 +211,8 @@ def eval_clustering(
         Only these videos or images.
     protocol
         cluster-frame, cluster-clip, cluster-dataset (f, c, d for short), overcluster-frame, -clip, -dataset,
-        cluster-voc-k21, overcluster-voc-k500. Default: all that suit the data.
+        cluster-voc-k21, overcluster-voc-k500, and both with -timet: features stretched to 112x112 first.
+        Default: all that suit the data, without -timet.
     clusters
         K. Default: as many as ids in the truth (cluster-...), the publication's number (overcluster-...).
     seeds
@@ -365,6 +360,7 @@ def eval_incontext(
     passes: int = 1,
     neighbours: int = 30,
     search: Literal["exact", "faiss", "faiss-approximate"] = "exact",
+    normalisation: Literal["imagenet", "code"] = "imagenet",
     memory: Annotated[str | None, Parameter(group=RUNTIME)] = None,
     encoder: EncoderOptions = EncoderOptions(),
     run: RunOptions = RunOptions(),
@@ -388,6 +384,8 @@ def eval_incontext(
         Patches that vote.
     search
         How they are found; faiss, an extra, searches on the CPU.
+    normalisation
+        Of colours; code: with the deviation 0.255 that the released code has for 0.225, a number of its own.
     memory
         What looking up may take beside the encoder, e.g. 500MB; results stay the same. Default: 2GB
         (faiss: as it needs).
@@ -397,5 +395,5 @@ def eval_incontext(
     settings = encoder.settings()
     return run_plan(
         heads.incontext_plan, run, None, settings=settings, data=data, rows=rows, passes=passes,
-        neighbours=neighbours, search=search, memory=memory,
+        neighbours=neighbours, search=search, memory=memory, normalisation=normalisation,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from unspool.cli.options import MODEL, OUTPUT, RUNTIME, folder_and_address, refu
 from unspool.errors import UsageError
 
 SUITE = "unspool-eval-suite"
-REFUSED = {"discovery": ("--every", "--smallest", "--upsampling")}  # protocols score all frames as they are
+REFUSED = {"discovery": ("--every",)}  # protocols score all frames
 # it gives these to every run, or decides them for all
 OF_THE_SUITE = ("--data", "--model", "--output", "--overwrite", "--dry-run", "--json", "--quiet")
 
@@ -95,6 +95,7 @@ def eval_suite(
     shared = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
     there = suite.read_data(data)
     _refuse_wrong_options(there)
+    _refuse_cluster_and_workers(there, ray, workers)
     folder, address = folder_and_address(output, SUITE)
     order = suite.Order.of(model, there, suite.read_tables(tables or ()), folder, shared)
     place = Place(workers or 1, ray, gpus=device != "cpu")
@@ -126,6 +127,19 @@ def _refuse_wrong_options(data: Any) -> None:
             )
         except CycloptsError as error:
             raise UsageError(f"{where}: {error} There are {', '.join(known)}") from error
+
+
+def _refuse_cluster_and_workers(data: Any, ray: str | None, workers: int | None) -> None:
+    """UsageError where an evaluation would get both, of which one stands in the data file."""
+    for name, words in data.options.items():
+        pairs = zip(words, (*words[1:], ""), strict=True)
+        said = {word.partition("=")[0]: word.partition("=")[2] or after for word, after in pairs}
+        cluster, processes = ray or said.get("--ray"), workers or int(said.get("--workers", 1))
+        if cluster and processes > 1:
+            raise UsageError(
+                f"{data.path}: options.{name}: --workers {processes} and --ray {cluster} come together "
+                "there; a cluster decides how many jobs run at a time, so leave one of them out"
+            )
 
 
 def _options_of(verb: str) -> list[str]:

@@ -33,6 +33,8 @@ class TrainOptions:
     "Rendered scenes that stand beside the videos, or alone. They are drawn once, and kept. Default: 0."
     max_broken: Annotated[float, Parameter(group=DATA)] = 0.2
     "Share of videos that may be unreadable, 0..1."
+    exclude_eval: Annotated[bool, Parameter(group=DATA)] = False
+    "Of ytvis19:PATH, leave out the videos that `eval discovery --data ytvis19:PATH` scores."
     frames: Annotated[Literal["auto", "device", "disk", "decode"], Parameter(group=DATA)] = "auto"
     "Where decoded frames are kept: on the GPU, on disk (in the cache), or nowhere. auto: the GPU if all fit."
     preset: Annotated[str | None, Parameter(group=LEARNING)] = None
@@ -215,6 +217,7 @@ def _train(method: str, options: TrainOptions) -> int:
         frames=options.frames,
         workers=options.workers,
         max_broken=options.max_broken,
+        exclude_eval=options.exclude_eval,
         rhythm=Rhythm(
             validate_every=options.validate_every,
             checkpoint_every=options.checkpoint_every,

@@ -35,6 +35,7 @@ class Index:
     root: str
     videos: tuple[Footage, ...]
     broken: tuple[Broken, ...] = ()
+    excluded: int = 0  # videos that are scored elsewhere, and therefore left out
 
     def without(self, broken: Sequence[Broken], max_broken: float) -> Index:
         """The rest, where later work found more that is broken. Raises DataError as `index_videos`."""

@@ -56,6 +56,7 @@ LAYOUTS = {
     "videos": Layout("videos and folders of frames", (), constant(24)),
     "davis": Layout("DAVIS", ("JPEGImages/480p/*",), constant(24)),
     "ytvos": Layout("YouTube-VOS", ("train/JPEGImages/*", "train_all_frames/JPEGImages/*"), counted(30)),
+    "ytvis19": Layout("YouTube-VIS", ("train/JPEGImages/*",), counted(30)),
     "oxuva": Layout("OxUvA", ("images/dev/*", "images/test/*"), counted(30)),
     "trackingnet": Layout("TrackingNet", ("TRAIN_*/frames/*", "train/jpegs/*"), counted(30)),
     "kinetics": Layout("Kinetics-400", ("train/*/*", "video_jpeg/train/*/*"), constant(25)),

@@ -38,8 +38,19 @@ def ytvis_sequences(root: Path) -> list[FileSequence]:
     of_video: dict[Any, list[Json]] = defaultdict(list)
     for annotation in annotations:
         of_video[annotation["video_id"]].append(annotation)
-    chosen = videos[SOLV] if len(videos) > SOLV.start else videos
-    return [_sequence(root, path, video, of_video[video["id"]]) for video in chosen]
+    return [_sequence(root, path, video, of_video[video["id"]]) for video in _scored(videos)]
+
+
+def scored_folders(root: Path) -> frozenset[str]:
+    """Names of the folders of frames that `ytvis_sequences` scores. Raises DataError as it does."""
+    path, content = _annotations(root)
+    return frozenset(
+        Path(video["file_names"][0]).parent.name for video in _scored(_table(content, "videos", path))
+    )
+
+
+def _scored(videos: list[Json]) -> list[Json]:
+    return videos[SOLV] if len(videos) > SOLV.start else videos
 
 
 def _annotations(root: Path) -> tuple[Path, Json]:

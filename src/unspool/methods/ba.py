@@ -54,6 +54,7 @@ class Config:
     semantic: bool = True  # L_s (Table 3)
     motion: bool = True  # L_m (Table 3)
     entropy: bool = True  # weights w; else all queries weigh the same (Table 3)
+    detach_weights: bool = True  # w passes no gradient; false: it does, in `paper` (`code` never)
     semantic_sets: tuple[int, int] = (30, 200)  # positives, negatives per frame, of `code` (decision 7)
     sets: tuple[int, int] = (10, 50)  # K_p, K_n: of L_m, and of L_s in `paper`
     hinges: tuple[float, float] = (0.9, 0.1)  # cosine of positives at least, of negatives at most, of `code`
@@ -298,7 +299,7 @@ class Printed:
 
     semantic: Float[Tensor, " n"]  # L_s
     motion: Float[Tensor, " n"]  # L_m
-    weights: Float[Tensor, " n"]  # w, without gradient
+    weights: Float[Tensor, " n"]  # w, with gradient if so configured
 
     def total(self, config: Config, pairs: int) -> dict[str, Tensor]:
         """sum_i w_i (L_s + L_m) (Eq. 9); `pairs` of a query are averaged over by `mean`."""
@@ -340,7 +341,8 @@ def printed_losses(
     ]
     semantic, dynamic = torch.cat(parts, dim=1)
     entropy = -(attention * attention.clamp(min=EPS).log()).sum(1)
-    return Printed(semantic, dynamic, (-entropy).softmax(0).detach())
+    weights = (-entropy).softmax(0)
+    return Printed(semantic, dynamic, weights.detach() if config.detach_weights else weights)
 
 
 def _pairs(

@@ -13,6 +13,7 @@ from unspool.metrics.overlap import (
     adjusted_rand_index,
     fg_ari_frame,
     fg_ari_solv,
+    fg_ari_solv_quirks,
     fg_ari_video,
     mbo_frame,
     mbo_video,
@@ -20,6 +21,7 @@ from unspool.metrics.overlap import (
     mean_over_videos,
     miou_frame,
     miou_solv,
+    miou_solv_quirks,
     miou_video_hungarian,
 )
 from unspool.metrics.scores import (
@@ -54,6 +56,7 @@ __all__ = [
     "davis17_unsup_framewise",
     "fg_ari_frame",
     "fg_ari_solv",
+    "fg_ari_solv_quirks",
     "fg_ari_video",
     "jaccard",
     "mbo_frame",
@@ -62,6 +65,7 @@ __all__ = [
     "mean_over_videos",
     "miou_frame",
     "miou_solv",
+    "miou_solv_quirks",
     "miou_video_hungarian",
     "official_global_csv",
     "official_per_sequence_csv",

@@ -48,7 +48,17 @@ def fg_ari_solv(prediction: LabelMaps, truth: LabelMaps) -> float:
     Source: SOLV: utils.py.
     """
     counts = _stacked(prediction, truth)
-    matching = _matched_as_solv(counts)
+    return _fg_ari_of_matched(counts, _matched_as_solv(counts))
+
+
+def fg_ari_solv_quirks(prediction: LabelMaps, truth: LabelMaps) -> float:
+    """`fg-ari-solv-quirks`: `fg-ari-solv` with what `miou_solv_quirks` does to ids and objects."""
+    counts = _of_first_frame(_stacked(prediction, truth))
+    return _fg_ari_of_matched(counts, _matched_by_row_number(counts))
+
+
+def _fg_ari_of_matched(counts: UnitCounts, matching: ObjectOverlaps) -> float:
+    """Mean over frames, where every segment carries the id of its object, 0 if it has none."""
     object_of = np.zeros(counts.shape[1], np.int64)
     for label, segment in zip(matching.ids, matching.segments[:, 0].tolist(), strict=True):
         if segment >= 0:
@@ -115,6 +125,18 @@ def miou_solv(prediction: LabelMaps, truth: LabelMaps) -> ObjectOverlaps:
     return _matched_as_solv(_stacked(prediction, truth))
 
 
+def miou_solv_quirks(prediction: LabelMaps, truth: LabelMaps) -> ObjectOverlaps:
+    """`miou-solv-quirks`: `miou-solv` as its code computes it.
+
+    Only the objects of the first frame exist, at most 19, those of lowest id; the pixels of others are
+    background. And a match is known by its row, which is then taken for an id: where the ids of the
+    prediction have a gap, an object gets a segment that was not matched to it, or none. Ids count from 0
+    there; those of a prediction that never has 0 are counted from 1.
+    Source: SOLV: utils.py hungarian_matching, swap_indices; datasets/ytvis19.py To_One_Hot.
+    """
+    return _matched_by_row_number(_of_first_frame(_stacked(prediction, truth)))
+
+
 def miou_video_hungarian(prediction: LabelMaps, truth: LabelMaps) -> ObjectOverlaps:
     """`miou-video-hungarian`: IoU over all pixels of the video, Hungarian.
 
@@ -147,6 +169,28 @@ def mbo_frame(prediction: LabelMaps, truth: LabelMaps) -> ObjectOverlaps:
 def _matched_as_solv(counts: UnitCounts) -> ObjectOverlaps:
     table = _overlap_table(counts)
     chosen = assigned(np.nanmean(table.iou[:, :-1], axis=0))
+    return table.of(np.tile(chosen, (len(counts), 1)))
+
+
+MOST_OF_SOLV = 19  # objects
+
+
+def _of_first_frame(counts: UnitCounts) -> UnitCounts:
+    """With the pixels of objects that are not in the first frame, or too many there, as background."""
+    stays = np.flatnonzero(counts[0, :, 1:].any(axis=0))[:MOST_OF_SOLV] + 1
+    kept = np.zeros_like(counts)
+    kept[:, :, stays] = counts[:, :, stays]
+    kept[:, :, 0] = counts.sum(axis=2) - kept.sum(axis=2)
+    return kept
+
+
+def _matched_by_row_number(counts: UnitCounts) -> ObjectOverlaps:
+    table = _overlap_table(counts)
+    means = np.nanmean(table.iou[:, :NOTHING], axis=0)
+    missing = max(means.shape[1] - means.shape[0], 0)
+    ids = assigned(np.pad(means, ((0, missing), (0, 0)))) + min(int(table.segments[0]), 1)
+    row_of = {segment: row for row, segment in enumerate(table.segments[:NOTHING].tolist())}
+    chosen = np.array([row_of.get(wanted, NOTHING) for wanted in ids.tolist()], np.int64)
     return table.of(np.tile(chosen, (len(counts), 1)))
 
 

@@ -41,6 +41,17 @@ class Refining:
             if not valid:
                 raise UsageError(f"refining.{name} = {getattr(self, name)!r} is out of range")
 
+    @property
+    def steps(self) -> list[str]:
+        """What is done, in words for results; nothing by default."""
+        taken = {
+            f"smallest {self.smallest:g} of the video": self.smallest > 0,
+            f"{self.largest} largest": self.largest > 0,
+            f"upsampling {self.upsampling}": self.upsampling != "nearest",
+            "holes filled": self.fill_holes,
+        }
+        return [step for step, is_taken in taken.items() if is_taken]
+
 
 def without_small(ids: Int64[Tensor, "t h w"], share: float | int) -> Int64[Tensor, "t h w"]:
     """Ids that cover less than `share` (0..1) of all frames together become background."""

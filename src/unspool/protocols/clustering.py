@@ -72,6 +72,8 @@ PROTOCOLS = {
     "overcluster-dataset": Clustering("dataset", 200, "many-precision", "tokens", 100),  # DAVIS; YTVOS: 500
     "cluster-voc-k21": Clustering("dataset", 21, "hungarian", "tokens", 100, 21),
     "overcluster-voc-k500": Clustering("dataset", 500, "many-precision", "tokens", 100, 21),
+    "cluster-voc-k21-timet": Clustering("dataset", 21, "hungarian", "pixels", 112, 21),  # TimeT's release
+    "overcluster-voc-k500-timet": Clustering("dataset", 500, "many-precision", "pixels", 112, 21),
 }
 
 

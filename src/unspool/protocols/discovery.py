@@ -8,6 +8,8 @@ Which number is which (docs/protocols.md has all of it):
   fg-ari-frame              ARI per frame: BA's own rows, by inference. Frames of one object give 0 or 1.
   fg-ari-solv               after SOLV's matching, the unmatched merged into background: SOLV's rows.
   miou-solv                 SOLV's: Hungarian per video on mean frame IoU, mean over all objects of the set.
+  fg-ari-solv-quirks, miou-solv-quirks
+                            both as SOLV's code computes them: objects of the first frame, rows taken for ids.
   miou-video-hungarian      videosaur's: IoU over all pixels of the clip, Hungarian.
   miou-frame                Hungarian per frame: our best reading of BA's Table 2.
   mbo-video, mbo-frame      every object takes its best segment, which others may take too: VideoSAUR.
@@ -30,10 +32,12 @@ import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from unspool.data.vos import LabelMap, label_map
 from unspool.errors import DataError, ShapeError, UsageError
@@ -47,6 +51,7 @@ from unspool.metrics import (
     davis17_unsup_framewise,
     fg_ari_frame,
     fg_ari_solv,
+    fg_ari_solv_quirks,
     fg_ari_video,
     mbo_frame,
     mbo_video,
@@ -54,6 +59,7 @@ from unspool.metrics import (
     mean_over_videos,
     miou_frame,
     miou_solv,
+    miou_solv_quirks,
     miou_video_hungarian,
     pooled_over_frames,
     pooled_over_objects,
@@ -84,6 +90,7 @@ class Protocol:
     proposals: int = 0  # more are refused by the measure; 0: any number
     foreground: bool = False  # one foreground is scored, which somebody has to choose
     chosen: str = ""  # by whom, where the name says it
+    cropped: bool = False  # black borders are not scored
 
 
 def _jf(average: Callable[[Sequence[ObjectScores]], Any]) -> Callable[[Sequence[Any]], Json]:
@@ -109,6 +116,8 @@ PROTOCOLS = {
     "fg-ari-frame": Protocol(fg_ari_frame, ARI, "FG-ARI"),
     "fg-ari-solv": Protocol(fg_ari_solv, ARI, "FG-ARI"),
     "miou-solv": Protocol(miou_solv, IOU_OF_OBJECTS, "mIoU"),
+    "fg-ari-solv-quirks": Protocol(fg_ari_solv_quirks, ARI, "FG-ARI", cropped=True),
+    "miou-solv-quirks": Protocol(miou_solv_quirks, IOU_OF_OBJECTS, "mIoU", cropped=True),
     "miou-video-hungarian": Protocol(miou_video_hungarian, IOU, "mIoU"),
     "miou-frame": Protocol(miou_frame, IOU, "mIoU"),
     "mbo-video": Protocol(mbo_video, MBO, "mBO"),
@@ -124,7 +133,10 @@ PROTOCOLS = {
     ),
 }
 
-MANY = tuple(name for name in PROTOCOLS if name.startswith(("davis17", "fg-ari", "miou", "mbo")))
+QUIRKS = tuple(name for name, protocol in PROTOCOLS.items() if protocol.cropped)  # only when named
+MANY = tuple(
+    name for name in PROTOCOLS if name.startswith(("davis17", "fg-ari", "miou", "mbo")) and name not in QUIRKS
+)
 SINGLE = tuple(name for name in PROTOCOLS if name.startswith(("single-object", "davis16")))
 SPARSE = ("segtrack-fbms", "davis16-pooled", *(name for name in SINGLE if name.startswith("single-object")))
 
@@ -161,11 +173,28 @@ def rows_of(protocols: Sequence[str], foregrounds: Sequence[str]) -> tuple[Row, 
 # --------------------------------------------------------------------------------------------- one video
 
 
+Inside = tuple[slice, slice]  # rows, columns
+WHOLE = (slice(None), slice(None))
+
+
+def without_black_borders(frame: UInt8[np.ndarray, "h w 3"]) -> Inside:
+    """What is left where rows and columns of mean value below 1 end; all of a black frame.
+
+    Of the first frame of a video, for all of it. Source: SOLV: datasets/ytvis19.py remove_borders.
+    """
+    bright = [np.flatnonzero(frame.mean(axis=axes) >= 1) for axes in ((1, 2), (0, 2))]
+    if not all(len(found) for found in bright):
+        return WHOLE
+    rows, columns = (slice(int(found[0]), int(found[-1]) + 1) for found in bright)
+    return rows, columns
+
+
 @dataclass(frozen=True)
 class Prediction:
     """Label maps of a video as PNGs, one per frame; read again by every protocol, one at a time."""
 
     paths: tuple[Path, ...]
+    inside: Inside = WHOLE  # of black borders, as protocols see it that crop them
 
     def maps(self, frames: Sequence[int] | None = None) -> Iterator[LabelMap]:
         """All of them, or those of some frames."""
@@ -233,7 +262,9 @@ def _score(
         if keep is not None:
             predicted = (keep[labels] for labels in predicted)
             note = {"proposals": f"the {protocol.proposals} largest"}
-    measured = protocol.measure(predicted, (labels for labels in truth() if labels is not None))
+    crop = itemgetter(prediction.inside if protocol.cropped else WHOLE)
+    known = (labels for labels in truth() if labels is not None)
+    measured = protocol.measure(map(crop, predicted), map(crop, known))
     if isinstance(measured, ObjectScores):
         measured = replace(measured, frames=tuple(frames[index] for index in measured.frames))
     return {**measured_record(name, row.protocol, measured), **note}

@@ -11,6 +11,7 @@ import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ PROTOCOLS = {
     "davis16-allframes": Protocol(davis16_allframes, pooled_over_objects, foreground=True),
     "davis16-pooled": Protocol(davis16_allframes, pooled_over_frames, foreground=True),
     "vos-late": Protocol(vos_late, pooled_over_objects, ends=False),
+    "vos-late-allframes": Protocol(partial(vos_late, skip_ends=False), pooled_over_objects),
 }
 
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import io
 import math
-import resource
-import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
@@ -30,6 +28,7 @@ from unspool.data.clips import ClipBatch, Clips, load_batches
 from unspool.encoders import save_encoder
 from unspool.encoders.correlator import Correlator, save_correlator
 from unspool.errors import OutputError, UnspoolError
+from unspool.tracking import peak_memory
 from unspool.training.checkpoints import newest_checkpoint, save_checkpoint, write_durably
 from unspool.training.journal import Journal
 from unspool.training.learner import Trainer
@@ -275,14 +274,6 @@ def _tell(run: Course, record: Json) -> None:
     assert run.journal is not None
     run.journal.write(record)
     run.report({"event": "step", "steps": run.trainer.steps, **record})
-
-
-def peak_memory(device: torch.device) -> int:
-    """Most bytes in use so far: of the GPU, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class CutOffError(Exception):

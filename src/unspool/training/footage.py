@@ -16,6 +16,7 @@ from unspool.data.frames import Decoder, FrameStore, store_frames
 from unspool.data.index import Index, index_videos
 from unspool.data.layouts import LAYOUTS
 from unspool.data.scenes import scenes
+from unspool.data.ytvis import scored_folders
 from unspool.errors import DataError, OutputError, UsageError
 from unspool.training.settings import Settings
 
@@ -24,13 +25,15 @@ AS_THEY_ARE = 100_000  # px of a short side that no video has
 ON_DEVICE = 0.4  # of the free memory of a GPU that frames may take unasked
 
 
-def index_all(data: Sequence[str], max_broken: float) -> Index:
+def index_all(data: Sequence[str], max_broken: float, *, exclude_eval: bool = False) -> Index:
     """The videos of all `[KIND:]PATH`, globs and `@list.txt` together, each once.
 
-    Raises UsageError for what is not there, DataError where there is no video or too many are broken.
+    `exclude_eval`: without those that `eval discovery` scores. Raises UsageError for what is not there and
+    for kinds of which none is scored, DataError where there is no video or too many are broken.
     """
     videos: dict[str, Footage] = {}
     broken: dict[str, Broken] = {}
+    excluded = 0
     for text in dict.fromkeys(word for given in data for word in _expanded(given)):
         kind, path = _kind_and_path(text)
         try:
@@ -40,10 +43,36 @@ def index_all(data: Sequence[str], max_broken: float) -> Index:
                 raise
             broken[str(path)] = Broken(str(path), str(error))  # one file of many that are named
             continue
+        if exclude_eval:
+            index = without_scored(index, _scored_folders(kind, path, text))
+            excluded += index.excluded
         videos |= {video.source: video for video in index.videos}
         broken |= {entry.source: entry for entry in index.broken}
-    whole = Index(", ".join(data), tuple(videos.values()))
+    whole = Index(", ".join(data), tuple(videos.values()), excluded=excluded)
     return whole.without(tuple(broken.values()), max_broken)
+
+
+SCORED = {"ytvis19": scored_folders}  # kinds whose training videos `eval discovery` scores in part
+
+
+def _scored_folders(kind: str, path: Path, text: str) -> frozenset[str]:
+    if kind not in SCORED:
+        raise UsageError(
+            f"--exclude-eval: of --data {text} no training video is known to be scored; that is known of "
+            f"{', '.join(f'{each}:PATH' for each in SCORED)} alone. Name that, or leave --exclude-eval out"
+        )
+    return SCORED[kind](path)
+
+
+def without_scored(index: Index, folders: frozenset[str]) -> Index:
+    """The index without the videos of these names. Raises DataError where none is left."""
+    rest = tuple(video for video in index.videos if Path(video.source).name not in folders)
+    if not rest:
+        raise DataError(
+            f"{index.root}: all {len(index.videos)} videos are scored by eval discovery (a train.json of at "
+            "most 600 is scored whole); --exclude-eval leaves nothing to learn from"
+        )
+    return replace(index, videos=rest, excluded=len(index.videos) - len(rest))
 
 
 def _expanded(text: str) -> list[str]:

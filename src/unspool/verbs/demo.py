@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unspool.data.vos import VosSequence, label_map
+from unspool.errors import counted
 from unspool.jobs import Estimate, Plan, Report, Stop
 from unspool.masks import write_mask
 from unspool.options import in_words
@@ -78,7 +79,8 @@ def demo_video(job: DemoJob, report: Report, stop: Stop) -> Json:
     report({"event": "note", "text": "rendering a clip of which every mask is known"})
     sequence = _render(job)
     found = segment_video(_demo_segment(job, sequence), report, stop)
-    told = f"{found['frames']} frames segmented, {len(found['objects'])} objects without any label"
+    objects = counted(len(found["objects"]), "object")
+    told = f"{counted(found['frames'], 'frame')} segmented, {objects} without any label"
     report({"event": "note", "text": f"{found['name']}: done, {told}"})
     done = track_video(_demo_track(job, sequence), report, stop)
     return done | {"identity": job.identity}

@@ -15,7 +15,7 @@ from unspool.data.segtrack import segtrack_sequences
 from unspool.data.sequences import Labelled, davis_sequences, rendered_sequences
 from unspool.data.vos import LabelMap, label_map, mask_trees
 from unspool.data.ytvis import ytvis_sequences
-from unspool.errors import DataError, UnspoolWarning, UsageError, told_by
+from unspool.errors import DataError, UnspoolWarning, UsageError, counted, told_by
 from unspool.jobs import Estimate, Plan, Report, Stop
 from unspool.ops.postprocessing import PostProcessing, postprocessed
 from unspool.options import digest, file_stamp, in_words
@@ -32,6 +32,7 @@ from unspool.protocols.discovery import (
     score_table,
     score_video,
     sentences,
+    without_black_borders,
 )
 from unspool.results import Json, safe_name, write_json, written_whole
 from unspool.verbs.scoring import link_official
@@ -40,6 +41,7 @@ from unspool.verbs.segment_settings import (
     SegmentSettings,
     correlator_of,
     correlator_record,
+    refining_of,
     represented,
     segmenting_of,
     segmenting_record,
@@ -104,7 +106,7 @@ class DiscoveryJob:
     folder: Path
     settings: SegmentSettings
     segmenting: Json
-    steps: PostProcessing
+    dropping: PostProcessing  # by size in one frame; what else is done to masks is in the settings
     rows: tuple[Row, ...]
 
     @property
@@ -121,12 +123,13 @@ def discovery_plan(
     names: tuple[str, ...],
     protocols: Sequence[str] | None,
     foregrounds: Sequence[str] | None,
-    steps: Json,
+    minimum_size: float,
 ) -> Plan:
     """`unspool eval discovery --data KIND:PATH`: one job per video, scores over all of them."""
     if settings.every != 1:
         raise UsageError(f"--every {settings.every}: protocols score all frames; leave it out")
-    after = PostProcessing(**steps)
+    after = PostProcessing(minimum_size)
+    steps = ", ".join([after.name] * (minimum_size > 0) + refining_of(settings).steps) or "none"
     name, videos, kind = _videos(data, names, settings.seed)
     rows = rows_of(protocols or kind.protocols, _checked(foregrounds or FOREGROUNDS))
     settings = _for_one_object(settings) if kind.one_object else settings
@@ -139,7 +142,7 @@ def discovery_plan(
     config = {
         "data": name,
         "protocols": [row.label for row in rows],
-        "postprocessing": after.name,
+        "postprocessing": steps,
         "model": settings.model,
         "precision": settings.precision,
         "seed": settings.seed,
@@ -153,7 +156,7 @@ def discovery_plan(
         discover_video,
         model=partial(correlator_record, settings),
         estimate=partial(_estimate, settings, segmenting),
-        finish=partial(_finish, jobs, rows, after.name),
+        finish=partial(_finish, jobs, rows, steps),
     )
 
 
@@ -190,6 +193,7 @@ def _discover_video(
     job: DiscoveryJob, report: Report, stop: Stop, caught: list[warnings.WarningMessage]
 ) -> Json:
     from unspool.segmenting import segment  # noqa: PLC0415
+    from unspool.segments import refined_masks  # noqa: PLC0415
 
     started = perf_counter()
     correlator, identity = correlator_of(job.settings), job.identity
@@ -210,14 +214,17 @@ def _discover_video(
         ) as result:
             clock.total = len(video)
             found = segment(video, correlator, how, progress=clock)
-            labels = postprocessed(found.labels + 1, job.steps) - 1
+            kept = replace(found, labels=postprocessed(found.labels + 1, job.dropping) - 1)
+            patch = video.height / found.labels.shape[1]
+            masks_of = refined_masks(kept, video, refining_of(job.settings), patch)
             clock.begin("writing")
-            for image, mask, true in zip(video, found.masks(labels), job.video.truth(), strict=True):
+            for (image, mask), true in zip(masks_of, job.video.truth(), strict=True):
                 result.write(image, mask, true)
                 clock("writing", 1)
             result.close()
             masks = tuple(masks_written(job.folder, job.name, len(video)))
-            scored = score_video(job.name, Prediction(masks), job.video.truth, job.rows, fewer=True)
+            prediction = Prediction(masks, without_black_borders(video[0]))
+            scored = score_video(job.name, prediction, job.video.truth, job.rows, fewer=True)
             return result.finish(
                 seconds=perf_counter() - started,
                 warnings=told_by(caught),
@@ -285,7 +292,7 @@ def _estimate(
             unreadable.append((job.name, str(error)))
     took = max(sum(seconds), max(seconds) * min(workers, len(jobs)))
     text = (
-        f"{correlator.encoder.name}: {frames} frames, about {in_words(took)}, "
+        f"{correlator.encoder.name}: {counted(frames, 'frame')}, about {in_words(took)}, "
         f"peak memory about {settings.processes * peak / 1e9:.1f} GB"
     )
     return Estimate(text, tuple(unreadable))

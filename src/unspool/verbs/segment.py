@@ -11,7 +11,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from unspool.errors import UnspoolError, UnspoolWarning, UsageError, told_by
+from unspool.errors import UnspoolError, UnspoolWarning, UsageError, counted, told_by
 from unspool.inputs import default_folder, expand_inputs, names_of
 from unspool.jobs import Estimate, Plan, Report, Stop
 from unspool.masks import display_colours
@@ -241,7 +241,7 @@ def segment_plan(*, output: Path | None, settings: SegmentSettings, inputs: Sequ
 
 def _next_step(folder: Path, done: list[Json]) -> str:
     """What was found, and how to go on, e.g. with the object that covers most."""
-    counts = ", ".join(f"{entry['name']}: {len(entry['objects'])} objects" for entry in done)
+    counts = ", ".join(f"{entry['name']}: {counted(len(entry['objects']), 'object')}" for entry in done)
     entry = next((e for e in done if e.get("largest") in [o["id"] for o in e["objects"]]), None)
     if entry is None:
         return counts
@@ -280,7 +280,7 @@ def _estimate(
         peak = max(peak, sum(need) if own is None else min(own, need[0] + segmenting_of(segmenting).memory))
     took = max(sum(seconds), max(seconds) * min(workers, len(jobs)))
     text = (
-        f"{correlator.encoder.name}: {frames} frames, about {in_words(took)}, "
+        f"{correlator.encoder.name}: {counted(frames, 'frame')}, about {in_words(took)}, "
         f"peak memory about {settings.processes * peak / 1e9:.1f} GB"
     )
     return Estimate(text, tuple(unreadable))

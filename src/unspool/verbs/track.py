@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from unspool.data.vos import VosSequence
-from unspool.errors import MaskError, UnspoolError, UnspoolWarning, UsageError, told_by
+from unspool.errors import MaskError, UnspoolError, UnspoolWarning, UsageError, counted, told_by
 from unspool.inputs import STDIN, default_folder, expand_inputs, masks_of, names_of
 from unspool.jobs import Estimate, Interrupted, Plan, Report, Stop
 from unspool.masks import Labels, Mask, ids_in
@@ -27,6 +27,7 @@ from unspool.protocols.tracking import (
     video_scores,
 )
 from unspool.results import Json
+from unspool.verbs.speed import BEFORE, speed
 from unspool.verbs.unfinished import (
     KEEP_EVERY,
     decisive,
@@ -197,6 +198,7 @@ def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warning
     from unspool.encoders import facts_of  # noqa: PLC0415
     from unspool.tracking import Timings, Tracker, Tracking, given_masks, timed, with_settings  # noqa: PLC0415
 
+    videos_before = next(BEFORE)
     started = perf_counter()
     encoder = _encoder_of(job.settings, job.tracking)
     identity = job.identity  # of the files that are read now
@@ -240,7 +242,8 @@ def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warning
             unused = [frame for frame in masks if frame >= taken and length is None]
             if unused:
                 warnings.warn(
-                    f"{job.name}: ended after {taken} frames; the mask of frame {unused[0]} is not used",
+                    f"{job.name}: ended after {counted(taken, 'frame')}; the mask of frame {unused[0]} is "
+                    "not used",
                     UnspoolWarning,
                     stacklevel=2,
                 )
@@ -256,6 +259,7 @@ def _track_video(job: TrackJob, report: Report, stop: Stop, caught: list[warning
                     "identity": identity,
                     "notes": notes,
                     "timings": _rounded(timings),
+                    "speed": {"videos_before": videos_before, **_speed(job, video, timings, how)},
                     **({"per_frame": to_record(scored)} if scored else {}),
                 },
             )
@@ -309,6 +313,23 @@ def _opened(source: str) -> Video | Stream:
 
 def _rounded(timings: Any) -> Json:
     return {stage: round(seconds, 3) for stage, seconds in asdict(timings).items()}
+
+
+def _speed(job: TrackJob, video: Video | Stream, timings: Any, how: Any) -> Json:
+    """What of a video's time and memory is the model's, and what decides them."""
+    from unspool.encoders import device_named  # noqa: PLC0415
+    from unspool.tracking import input_size, peak_memory  # noqa: PLC0415
+
+    device = device_named(job.settings.device)
+    height, width = input_size(video.height, video.width, _encoder_of(job.settings, job.tracking), how)
+    return {
+        "model_seconds": round(timings.encode + timings.propagate, 3),
+        "peak_memory": peak_memory(device),
+        "device": str(device),
+        "precision": job.settings.precision,
+        "input": f"{width}x{height}",
+        "context": how.propagation.context,
+    }
 
 
 def _masks(job: TrackJob) -> Mapping[int, Any]:
@@ -411,7 +432,7 @@ def tracking_plan(
     }
     estimate = partial(_estimate, settings, tracking, alone=len(jobs) == 1 and not more.get("failures"))
     model = partial(_model_record, settings, tracking)
-    return Plan(verb, folder, config, jobs, track_video, model=model, estimate=estimate, **more)
+    return Plan(verb, folder, config, jobs, track_video, model=model, estimate=estimate, speed=speed, **more)
 
 
 def _estimate(
@@ -447,7 +468,10 @@ def _estimate(
     # workers share the cores: together they are no faster, and the longest video runs on its share alone
     took = max(sum(seconds), max(seconds) * min(workers, len(jobs)))
     peak = max((_peak(size, need, settings) for size, (_, need) in measured.items()), default=0)
-    text = f"{encoder.name}: {frames} frames, about {in_words(took)}, peak memory about {peak / 1e9:.1f} GB"
+    text = (
+        f"{encoder.name}: {counted(frames, 'frame')}, about {in_words(took)}, "
+        f"peak memory about {peak / 1e9:.1f} GB"
+    )
     return Estimate(text, tuple(unreadable))
 
 

@@ -25,7 +25,8 @@ from unspool.jobs import Stopping, machine, stopping
 from unspool.ops.distributed import ALONE
 from unspool.page import duration, write_page
 from unspool.results import Json, Run
-from unspool.training import Course, Rhythm, peak_memory, train
+from unspool.tracking import peak_memory
+from unspool.training import Course, Rhythm, train
 from unspool.training.footage import (
     Keeping,
     Kept,
@@ -57,6 +58,7 @@ class Order:
     frames: Keeping = "auto"
     workers: int | None = None  # processes that decode, render and prepare clips; None: as it seems best
     max_broken: float = 0.2
+    exclude_eval: bool = False  # videos that `eval discovery` scores
     rhythm: Rhythm = field(default_factory=Rhythm)
     held_out: HeldOut = field(default_factory=HeldOut)
     overwrite: bool = False
@@ -98,6 +100,8 @@ def _refuse_at_once(order: Order) -> None:
         raise UsageError(
             "nothing to train on; name videos with --data VIDEOS, or --rendered 200 for rendered ones"
         )
+    if order.exclude_eval and not order.data:
+        raise UsageError("--exclude-eval: there is no --data to take videos from; name it, or leave this out")
     if order.model is None:
         method_named(order.settings.method).build(order.settings.config)  # some need one to start from
 
@@ -106,7 +110,7 @@ def _train(
     order: Order, processes: Processes, report: Report, stop: Stopping, command: Sequence[str]
 ) -> None:
     settings = order.settings
-    index = processes.in_turn(lambda: index_all(order.data, order.max_broken) if order.data else None)
+    index = processes.in_turn(lambda: _index(order))
     encoder: Any = load_encoder(order.model, device="cpu") if order.model else None
     runs: list[Run] = []  # of the first process
     record = _record(order, index, encoder, command, processes)
@@ -161,6 +165,12 @@ def _praise(order: Order, trainer: Trainer) -> str:
 
 
 # ------------------------------------------------------------------------------------- what is learnt from
+
+
+def _index(order: Order) -> Index | None:
+    if not order.data:
+        return None
+    return index_all(order.data, order.max_broken, exclude_eval=order.exclude_eval)
 
 
 def _clips(
@@ -250,7 +260,7 @@ def _record(
         "unspool": __version__,
         "verb": f"train {order.settings.method}",
         "command": list(command),
-        "config": plain({**order.settings.flat(), "data": _named(index)}),
+        "config": plain({**order.settings.flat(), "data": _named(index), **_excluded(order, index)}),
         "model": start_from,
         "machine": {**machine(), "device": str(processes.device), "processes": processes.ranks.size},
     }
@@ -259,6 +269,10 @@ def _record(
 def _named(index: Index | None) -> str:
     """The videos, as a rerun compares them."""
     return f"{len(index.videos)} videos, digest {index.digest}" if index else "no videos"
+
+
+def _excluded(order: Order, index: Index | None) -> Json:
+    return {"exclude_eval": f"{index.excluded} videos"} if index and order.exclude_eval else {}
 
 
 def _begin(order: Order, record: Json) -> Run:
@@ -304,7 +318,7 @@ def describe(order: Order, report: Report) -> int:
     """Say what would be done, with time and memory of one step, measured on a single clip."""
     _refuse_at_once(order)
     settings = order.settings
-    index = index_all(order.data, order.max_broken) if order.data else None
+    index = _index(order)
     made, videos = rendered_scenes(settings), index.videos if index else ()
     side = short_side(settings)
     clips = clips_of(videos, made, Decoded(side, Decoder()), settings, order.max_broken)

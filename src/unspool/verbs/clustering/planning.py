@@ -11,14 +11,25 @@ from typing import Any
 
 from unspool.data.labelled import Clip, LabelledSet, RenderedPart, labelled_rendered
 from unspool.encoders import facts_of
-from unspool.errors import UsageError
+from unspool.errors import UsageError, counted
 from unspool.jobs import Estimate, Plan
 from unspool.options import read_toml, size_in_bytes
 from unspool.protocols.clustering import PROTOCOLS, Clustering, full_name
 from unspool.results import Json, safe_name
 from unspool.verbs.clustering.running import cluster
 from unspool.verbs.clustering.scores import finish
-from unspool.verbs.clustering.task import KINDS, SETS, SHOWN_VIDEOS, Kind, SetJob, Task, VideoJob, cells, room
+from unspool.verbs.clustering.task import (
+    KINDS,
+    SETS,
+    SHOWN_VIDEOS,
+    STRETCHED,
+    Kind,
+    SetJob,
+    Task,
+    VideoJob,
+    cells,
+    room,
+)
 
 SHORT = {"f": "cluster-frame", "c": "cluster-clip", "d": "cluster-dataset"}
 OPTIONS = (
@@ -117,7 +128,7 @@ def _protocol(name: str, named: str, kind: Kind) -> str:
         raise UsageError(
             f"protocol '{name}' is unknown; there are {', '.join(PROTOCOLS)} (f, c, d for short)"
         )
-    allowed = (*kind.protocols, *SETS) if named == "voc" else kind.protocols
+    allowed = (*kind.protocols, *STRETCHED, *SETS) if named == "voc" else kind.protocols
     if full not in allowed:
         why = "its ids are local to a sequence" if named == "visor" else "it is made for other data"
         raise UsageError(f"protocol '{full}' cannot be used with {named}: {why}; use {', '.join(allowed)}")
@@ -164,7 +175,11 @@ def _enough_points(videos: Sequence[Clip | RenderedPart], task: Task, patch: int
     for name, how in task.protocols.items():
         points = at_once[how.unit] * cells(how, task, patch)
         if how.clusters > points:
-            what = "the data set" if how.unit == "dataset" else f"a {how.unit} of {at_once[how.unit]} frames"
+            what = (
+                "the data set"
+                if how.unit == "dataset"
+                else f"a {how.unit} of {counted(at_once[how.unit], 'frame')}"
+            )
             raise UsageError(
                 f"--clusters {how.clusters}: {name} clusters {what}, which has {points} {how.at}; use "
                 f"--clusters {points} or fewer, a higher --resolution than {task.side}, or other --protocol"

@@ -43,6 +43,7 @@ class Kind:
 
 UNITS = ("cluster-frame", "cluster-clip", "overcluster-frame", "overcluster-clip")
 SETS = ("cluster-dataset", "overcluster-dataset")
+STRETCHED = ("cluster-voc-k21-timet", "overcluster-voc-k500-timet")  # 16 times the points: only when named
 KINDS = {
     "davis17": Kind(labelled_davis, 16, UNITS + SETS),
     "ytvos": Kind(labelled_ytvos, 4, UNITS + SETS, over=500),

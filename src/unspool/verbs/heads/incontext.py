@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -52,6 +52,7 @@ from unspool.verbs.heads.shared import (
 MEMORY_ROWS = 1_024_000  # published: 102,400, 1,024,000 and 10,240,000
 TOGETHER = 64  # pictures that ask at once, at most: more spare nothing
 MEMORY = 2 * 10**9  # bytes that looking up takes by default
+RELEASED_STD = (0.229, 0.224, 0.255)  # as the released code has it; ImageNet's ends in 0.225
 NOTES = {
     "identity": "predicted classes are scored as they are",
     "hungarian": "the released score: predicted classes are matched to true ones first",
@@ -69,6 +70,7 @@ class InContext:
     side: int = 0  # px of the encoder's input; 0: 512, or 504 for patches of 14
     search: Literal["exact", "faiss", "faiss-approximate"] = "exact"
     seed: int = 0
+    normalisation: Literal["imagenet", "code"] = "imagenet"  # of colours; code: RELEASED_STD
 
     def __post_init__(self) -> None:
         for name, valid in (
@@ -114,11 +116,14 @@ def incontext_plan(
     neighbours: int,
     search: Literal["exact", "faiss", "faiss-approximate"],
     memory: str | None = None,
+    normalisation: Literal["imagenet", "code"] = "imagenet",
 ) -> Plan:
     """`unspool eval incontext`: labels from a memory of labelled patches."""
+    side, seed = settings.resolution or 0, settings.seed or 0
     how = InContext(
-        rows, passes, neighbours, side=settings.resolution or 0, search=search, seed=settings.seed or 0
+        rows, passes, neighbours, side=side, search=search, seed=seed, normalisation=normalisation
     )
+    settings = replace(settings, std=RELEASED_STD) if normalisation == "code" else settings
     sources = pictures_of_classes(data)
     kind = sources["val"].kind
     folder = output or Path(f"unspool-eval-incontext-{kind}-{safe_name(settings.model)}")
@@ -269,7 +274,8 @@ def _refuse_little(allowed: int | None, needed: int) -> None:
 def _finish(how: InContext, sources: Mapping[str, Pictures], folder: Path, done: list[Json]) -> str:
     more = {"notes": NOTES, "memory_rows": done[0]["memory_rows"], "settings": asdict(how)}
     more["splits"] = splits_of(sources)
-    return write_scores(folder, f"incontext-{sources['val'].kind}", done, "identity", **more)
+    name = f"incontext-{sources['val'].kind}" + ("-std255" if how.normalisation == "code" else "")
+    return write_scores(folder, name, done, "identity", **more)
 
 
 def _estimate(

@@ -40,6 +40,7 @@ class Settings:
     device: str = "auto"
     precision: str = "fp32"
     seed: int | None = None  # None: the protocol's
+    std: tuple[float, float, float] | None = None  # that colours are divided by; None: the encoder's own
 
 
 REPORTED_EVERY = 5.0  # s
@@ -50,7 +51,10 @@ OF_OBJECTS = ("davis17", "visor")  # kinds whose ids are no classes
 def encoder_of(settings: Settings) -> Any:
     """The encoder that the settings name."""
     precision: Any = settings.precision
-    return load_encoder(settings.model, device=settings.device, precision=precision, seed=settings.seed or 0)
+    seed = settings.seed or 0
+    return load_encoder(
+        settings.model, device=settings.device, precision=precision, seed=seed, std=settings.std
+    )
 
 
 def model_record(settings: Settings) -> Json:
