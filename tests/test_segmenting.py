@@ -218,6 +218,8 @@ def test_a_video_goes_on_after_any_window_as_if_in_one_piece(
         progress=lambda stage, n: encoded.append(stage),
     )
     assert np.array_equal(found.labels, whole.labels)
+    for cue, values in whole.cues.items():
+        np.testing.assert_array_equal(found.cues[cue], values)
     done = len(kept[after]["labels"]["clusters"])
     assert encoded.count("encode") == frames - max(0, done - overlap)
     if finest is None:
@@ -300,7 +302,7 @@ def segment_input(how: Segmenting) -> np.ndarray:
     from unspool.segmenting import encoded
 
     image = next(iter(Moving(1)))
-    return encoded(image, correlator(), (32, 48), how)[0].numpy()
+    return encoded(image, correlator(), (32, 48), how).map[0].numpy()
 
 
 # --------------------------------------------------------------------------------------- bad input

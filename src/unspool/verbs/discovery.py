@@ -23,6 +23,7 @@ from unspool.protocols.discovery import (
     FOREGROUNDS,
     GIVEN,
     MANY,
+    NO_CUES,
     SINGLE,
     SPARSE,
     Prediction,
@@ -210,14 +211,15 @@ def _discover_video(
         ) as result:
             clock.total = len(video)
             found = segment(video, correlator, how, progress=clock)
-            labels = postprocessed(found.labels + 1, job.steps) - 1
+            ids = postprocessed(found.labels + 1, job.steps)
             clock.begin("writing")
-            for image, mask, true in zip(video, found.masks(labels), job.video.truth(), strict=True):
+            for image, mask, true in zip(video, found.masks(ids - 1), job.video.truth(), strict=True):
                 result.write(image, mask, true)
                 clock("writing", 1)
             result.close()
             masks = tuple(masks_written(job.folder, job.name, len(video)))
-            scored = score_video(job.name, Prediction(masks), job.video.truth, job.rows, fewer=True)
+            prediction = Prediction(masks, found.foreground(ids))
+            scored = score_video(job.name, prediction, job.video.truth, job.rows, fewer=True)
             return result.finish(
                 seconds=perf_counter() - started,
                 warnings=told_by(caught),
@@ -320,6 +322,9 @@ def score_plan(
 ) -> Plan:
     """`unspool eval discovery --pred DIR --truth DIR`: masks made elsewhere; no model, no frames."""
     rows = rows_of(protocols or ["davis17-unsup"], _checked(foregrounds or [GIVEN]))
+    blind = [row.label for row in rows if row.foreground == "label-free-cues"]
+    if blind:
+        raise UsageError(f"{blind[0]}: {NO_CUES}; segment with --data, or take label-free")
     folder = output or Path(f"unspool-eval-{safe_name(pred.resolve().name)}")
     pairs = mask_trees(pred, truth, names)
     jobs = [ScoreJob(pair.name, pair.prediction, pair.truth, rows) for pair in pairs]
