@@ -17,7 +17,7 @@ STILL = 1e-4  # cost of a px of displacement, of the range of a pixel: what has 
 FLAT = 1e-4  # squared slope, of the range of a pixel: less is no texture
 ROUNDS = 10  # of reweighting
 NOISE = 0.02  # tokens: differences below tell nothing
-BYTES_PER_TOKEN = 6000  # while two frames are compared, about
+BYTES_PER_TOKEN = 10_000  # while two frames are compared, about
 
 Small = Float[Tensor, "c y x"]
 
@@ -49,7 +49,8 @@ def displacement(before: Small, after: Small) -> Float[Tensor, "2 h w"]:
     """
     steps = torch.arange(-REACH, REACH + 1, device=after.device)
     wide = pad(before[None], (REACH,) * 4, mode="replicate")[0]
-    place = torch.cat([_costs(wide, after, int(step), steps) for step in steps]).argmin(0)
+    rows = [_costs(wide, after, down, steps) for down in range(-REACH, REACH + 1)]
+    place = torch.cat(rows).argmin(0)
     down, right = place // len(steps) - REACH, place % len(steps) - REACH
     rest = _rest(_brought(wide, down, right), after)
     return (torch.stack([right, down]) + rest) / PER_TOKEN
@@ -62,10 +63,11 @@ def _costs(
     height, width = after.shape[1:]
     rows = wide[:, REACH - down : REACH - down + height]
     moved = rows.unfold(2, width, 1).flip(2).transpose(1, 2)  # c, steps, y, x
-    seen = _was_in(height, down + 0 * steps)[:, :, None] * _was_in(width, steps)[:, None]
+    same = torch.full_like(steps, down)
+    seen = _was_in(height, same)[:, :, None] * _was_in(width, steps)[:, None]
     known, whole = _blocks(seen), _blocks(torch.ones_like(seen[:1]))
     cost = _blocks((moved - after[:, None]).abs_().mean(0) * seen) / known.clamp(min=1e-6)
-    far = STILL * torch.hypot(steps.float(), torch.full_like(steps, down).float())
+    far = STILL * torch.hypot(steps.float(), same.float())
     return torch.where(known >= 0.5 * whole, cost + far[:, None, None], torch.inf)
 
 
