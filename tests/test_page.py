@@ -262,7 +262,7 @@ def test_page_shows_what_results_writes(
         assert chromium.pixel(*inside(clip, frame, 1, 2))[3] > 0
     chromium.run("window.box = document.getElementById('frame').getBoundingClientRect()")
     assert chromium.run("return box.width / box.height") == pytest.approx(160 / 96 * 4 / 3, rel=0.02)
-    assert "0.600" in chromium.run("return document.getElementById('scores').innerText")
+    assert "60.0" in chromium.run("return document.getElementById('scores').innerText")
     assert chromium.run("return document.querySelectorAll('.curve').length") == 2
     assert chromium.errors() == []
 

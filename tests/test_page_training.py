@@ -46,7 +46,7 @@ def make_run(folder: Path, steps: int = 40, done: int = 40, status: str = "done"
 def test_the_first_glance_says_how_far_how_well_and_how_long(tmp_path: Path) -> None:
     text = write_page(make_run(tmp_path / "mine")).read_text("utf-8")
     assert "<h1>mine</h1>" in text
-    for expected in ("40 of 40 steps", "dul-small", "from random", "0.600", "best at step 40", "1 min 20 s"):
+    for expected in ("40 of 40 steps", "dul-small", "from random", "60.0", "best at step 40", "1 min 20 s"):
         assert expected in text
     assert "0 videos" not in text
 
@@ -160,17 +160,17 @@ def test_the_pointer_reads_values_and_leaving_shows_the_newest(tmp_path: Path, b
     browser.open(write_page(make_run(tmp_path)))
     browser.until("s.charts === 7")
     read = "return document.querySelector('[data-chart=scores] output').textContent"
-    assert browser.run(read) == "J 0.6F 0.7step 40"
+    assert browser.run(read) == "J 60F 70step 40"
     browser.run(
         "const v = document.querySelector('[data-chart=scores] svg'), b = v.getBoundingClientRect();"
         "const middle = {clientX: b.left + 52 + (b.width - 64) / 2, clientY: b.top};"
         "v.dispatchEvent(new PointerEvent('pointermove', middle))"
     )
-    assert browser.run(read) == "J 0.4F 0.5step 20"
+    assert browser.run(read) == "J 40F 50step 20"
     browser.run(
         "document.querySelector('[data-chart=scores] svg').dispatchEvent(new PointerEvent('pointerleave'))"
     )
-    assert browser.run(read) == "J 0.6F 0.7step 40"
+    assert browser.run(read) == "J 60F 70step 40"
 
 
 def test_pictures_follow_the_slider_and_begin_with_the_newest(tmp_path: Path, browser: Browser) -> None:
@@ -207,7 +207,7 @@ def test_two_runs_share_their_charts_and_their_slider(tmp_path: Path, browser: B
     browser.open(tmp_path / "both.html")
     browser.until("s.charts === 7")
     read = "return document.querySelector('[data-chart=scores] output').textContent"
-    assert browser.run(read) == "A J 0.6A F 0.7B J 0.4B F 0.5step 40"
+    assert browser.run(read) == "A J 60A F 70B J 40B F 50step 40"
     sources = "return [...document.querySelectorAll('img[data-pictures]')].map((i) => i.getAttribute('src'))"
     assert browser.run(sources) == ["a/pictures/step-000040.jpg", "b/pictures/step-000040.jpg"]
     assert browser.errors() == []

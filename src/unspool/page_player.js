@@ -176,7 +176,7 @@ function showPosition() {
   for (const cell of document.querySelectorAll("[data-curve]")) {
     const series = curveValues(cell.dataset.curve).filter(({ place }) => place === Number(cell.dataset.place));
     const now = mean(series.map(({ values }) => values[position]));
-    cell.textContent = now === null ? "–" : now.toFixed(3);
+    cell.textContent = now === null ? "–" : (100 * now).toFixed(1);
   }
 }
 
@@ -288,7 +288,7 @@ function bandRow(layer, place, { id, name, colour, area }) {
   if (layers.length === 2) chip.append(element("span", { class: `mark mark-${"ab"[place]}` }, "AB"[place]));
   chip.append(element("span", { class: "swatch" }), element("span", { class: "chip-name" }, name));
   const own = mean(layer.record.scores?.J?.[id] ?? []);
-  if (own !== null) chip.append(element("span", { class: "chip-score" }, own.toFixed(2)));
+  if (own !== null) chip.append(element("span", { class: "chip-score" }, (100 * own).toFixed(1)));
   chip.addEventListener("click", () => pressChip(id));
   const here = area.filter(Boolean).length;
   const band = element("canvas", {
@@ -387,7 +387,7 @@ function drawCurve(canvas) {
     drawLine(pen, values, width, y, style.getPropertyValue(ink), 2, 1);
   });
   const low = mean(all[0] ?? []);
-  canvas.setAttribute("aria-label", low === null ? `${metric}: not known` : `${metric} over time, mean ${low.toFixed(3)}`);
+  canvas.setAttribute("aria-label", low === null ? `${metric}: not known` : `${metric} over time, mean ${(100 * low).toFixed(1)}`);
 }
 
 function averaged(series) {
@@ -453,7 +453,7 @@ function hover(frame) {
   const at = Math.max(0, Math.min(lastFrame(), frame));
   const scores = Object.keys(record().scores ?? {}).map((metric) => {
     const value = mean(curveValues(metric).map(({ values }) => values[at]));
-    return value === null ? "" : `${metric} ${value.toFixed(2)}`;
+    return value === null ? "" : `${metric} ${(100 * value).toFixed(1)}`;
   });
   byId("hover").textContent = [`frame ${at}`, clock(record().times[at]), ...scores].filter(Boolean).join(" · ");
   byId("timeline").style.setProperty("--hover", (at + 0.5) / record().frames);

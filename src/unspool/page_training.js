@@ -63,7 +63,10 @@ class Chart {
       const own = scores ? course.scores : course.curves.filter(({ title }) => title === chart);
       const mark = courses.length > 1 ? "AB"[which] : "";
       return own.map(({ label = "", smooth = false, points }, i) => ({
-        name: [mark, label].filter(Boolean).join(" "), smooth, raw: points, kind: `line-${"ab"[which]} dash-${i}`,
+        name: [mark, label].filter(Boolean).join(" "),
+        smooth,
+        raw: scores ? points.map(([step, share]) => [step, 100 * share]) : points,
+        kind: `line-${"ab"[which]} dash-${i}`,
       }));
     });
     this.svg.addEventListener("pointermove", (event) => this.point(event));

@@ -42,6 +42,7 @@ class Reporter:
         self._tasks: dict[str, TaskID] = {}
         self._clock: dict[str, tuple[float, float, int]] = {}  # video -> start, last line, tenths shown
         self._pace: dict[str, tuple[float, int]] = {}  # video -> from when, and after which frame, to count
+        self._frames: dict[str, int] = {}  # video -> the newest frame
 
     def __enter__(self) -> Reporter:
         self._bars.start()
@@ -83,7 +84,8 @@ class Reporter:
 
     def _video(self, event: Json) -> None:
         self._clock[event["video"]] = (monotonic(), monotonic(), 0)
-        self._pace[event["video"]] = (monotonic(), 0)
+        self._frames[event["video"]] = event.get("begun", 0)
+        self._pace[event["video"]] = (monotonic(), self._frames[event["video"]])
         length = "a stream" if event["frames"] is None else f"{event['frames']} frames"
         if self._bars.disable:
             self.say(f"{event['video']}: {length}")
@@ -99,7 +101,8 @@ class Reporter:
     def _frame(self, event: Json) -> None:
         name = event["video"]
         start, first = self._pace.setdefault(name, (monotonic(), 0))
-        rate = (event["frame"] - first) / max(monotonic() - start, 1e-6)
+        rate = max(event["frame"] - first, 1) / max(monotonic() - start, 1e-6)
+        self._frames[name] = event["frame"]
         if name in self._tasks:
             self._bars.update(self._tasks[name], completed=event["frame"], rate=f"{rate:.1f} frames/s")
         elif not self.quiet and not self.as_json and self._due(event):
@@ -113,7 +116,8 @@ class Reporter:
 
     def _stage(self, event: Json) -> None:
         """One stage of one video: encoding, clustering, writing; reading what an earlier run did."""
-        self._pace[event["video"]] = (monotonic(), event["done"])
+        name = event["video"]
+        self._pace[name] = (monotonic(), self._frames.get(name, 0))  # frames wait for as long as it takes
         shown = f"{event['frames_per_second']:.1f} frames/s"
         told = f"{shown}, {_duration(event['seconds_left'])} of {event['stage']} left"
         self._advance(f"{event['video']}: {event['stage']}", event["done"], event["total"], shown, told)

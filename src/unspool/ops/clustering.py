@@ -257,11 +257,12 @@ def _near(rows: Compared, taus: Sequence[float | int]) -> list[Bool[Tensor, "n n
     products = rows.products()
     near = [torch.empty_like(products, dtype=torch.bool) for _ in taus]
     for start in range(0, len(products), LEADERS[1]):
-        part = slice(start, start + LEADERS[1])
-        both = products[part] + products[:, part].T
-        distances = (rows.own[part, None] + rows.own).sub_(both)
+        part, rest = slice(start, start + LEADERS[1]), slice(start, None)
+        both = products[part, rest] + products[rest, part].T
+        distances = (rows.own[part, None] + rows.own[rest]).sub_(both)
         for tau, pairs in zip(taus, near, strict=True):
-            torch.le(distances, tau, out=pairs[part])
+            pairs[part, rest] = close = distances <= tau
+            pairs[rest, part] = close.T
     for pairs in near:
         pairs.fill_diagonal_(True)
     return near
