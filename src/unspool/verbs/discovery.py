@@ -36,6 +36,7 @@ from unspool.protocols.discovery import (
 )
 from unspool.results import Json, safe_name, write_json, written_whole
 from unspool.verbs.scoring import link_official
+from unspool.verbs.segment import foreground_of
 from unspool.verbs.segment_needs import Clock, bytes_needed, memory_for_clustering, seconds_per_frame
 from unspool.verbs.segment_settings import (
     SegmentSettings,
@@ -218,7 +219,8 @@ def _discover_video(
                 clock("writing", 1)
             result.close()
             masks = tuple(masks_written(job.folder, job.name, len(video)))
-            prediction = Prediction(masks, found.foreground(ids))
+            chosen, cues = foreground_of(found, ids, correlator.encoder.name, how)
+            prediction = Prediction(masks, by_cues=found.foreground(ids))
             scored = score_video(job.name, prediction, job.video.truth, job.rows, fewer=True)
             return result.finish(
                 seconds=perf_counter() - started,
@@ -226,6 +228,8 @@ def _discover_video(
                 extra={
                     "identity": identity,
                     "clusters": found.clusters,
+                    "foreground": {**chosen, "object": prediction.by_cues},
+                    "cues": cues,
                     "timings": {**clock.timings, "write": round(result.seconds_writing, 3)},
                     "per_frame": scored,
                 },
