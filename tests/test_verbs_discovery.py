@@ -172,6 +172,8 @@ def test_one_object_is_scored_for_every_way_of_choosing_it(run: Run, tmp_path: P
     best = protocols["single-object-oracle-frame"]["global"]["J-Mean"]
     assert best >= protocols["single-object-oracle-video"]["global"]["J-Mean"]
     assert best >= protocols["single-object-label-free"]["global"]["J-Mean"]
+    done = [read(path) for path in (tmp_path / "r").glob("videos/*/done.json")]
+    assert all(str(one["foreground"]["object"]) in one["cues"] for one in done)
 
 
 def test_a_dry_run_tells_what_would_be_done(run: Run, tmp_path: Path) -> None:

@@ -47,11 +47,11 @@ def displacement(before: Small, after: Small) -> Float[Tensor, "2 h w"]:
     adds to it, at most half a px. Of a block that was partly out of the picture the rest is compared, unless
     that is less than half.
     """
-    steps = torch.arange(-REACH, REACH + 1, device=after.device)
+    steps = torch.arange(REACH, -REACH - 1, -1, device=after.device)
     wide = pad(before[None], (REACH,) * 4, mode="replicate")[0]
-    rows = [_costs(wide, after, down, steps) for down in range(-REACH, REACH + 1)]
+    rows = [_costs(wide, after, down, steps) for down in range(REACH, -REACH - 1, -1)]
     place = torch.cat(rows).argmin(0)
-    down, right = place // len(steps) - REACH, place % len(steps) - REACH
+    down, right = REACH - place // len(steps), REACH - place % len(steps)
     rest = _rest(_brought(wide, down, right), after)
     return (torch.stack([right, down]) + rest) / PER_TOKEN
 
@@ -59,14 +59,14 @@ def displacement(before: Small, after: Small) -> Float[Tensor, "2 h w"]:
 def _costs(
     wide: Float[Tensor, "c Y X"], after: Small, down: int, steps: Int64[Tensor, " s"]
 ) -> Float[Tensor, "s h w"]:
-    """For one step down and all steps to the right; inf where too little of a block was in the picture."""
+    """For one step down and all to the right, the farthest first; inf: too little of a block was in view."""
     height, width = after.shape[1:]
     rows = wide[:, REACH - down : REACH - down + height]
-    moved = rows.unfold(2, width, 1).flip(2).transpose(1, 2)  # c, steps, y, x
+    differences = (rows.unfold(2, width, 1) - after[:, :, None]).abs_().mean(0).transpose(0, 1)
     same = torch.full_like(steps, down)
     seen = _was_in(height, same)[:, :, None] * _was_in(width, steps)[:, None]
     known, whole = _blocks(seen), _blocks(torch.ones_like(seen[:1]))
-    cost = _blocks((moved - after[:, None]).abs_().mean(0) * seen) / known.clamp(min=1e-6)
+    cost = _blocks(differences * seen) / known.clamp(min=1e-6)
     far = STILL * torch.hypot(steps.float(), same.float())
     return torch.where(known >= 0.5 * whole, cost + far[:, None, None], torch.inf)
 
