@@ -144,7 +144,7 @@ def keep(browser: Browser, name: str, *places: tuple[float, float]) -> None:
 
 def test_the_object_that_stands_out_is_suggested_as_a_first_mask(browser: Browser) -> None:
     slide(browser, 700)
-    assert "By border contact and motion, object 2 stands out" in shown(browser, "suggestion")
+    assert "Object 2 stands out (border contact, motion)" in shown(browser, "suggestion")
     browser.run("document.getElementById('take-suggestion').click()")
     state = browser.run("return unspool.state().segments")
     assert (state["chosen"], state["tool"], state["clusters"]) == ([2], "choose", None)

@@ -51,7 +51,7 @@ const cutting = {
     this.published = look.colours;
     this.suggested = record().objects.find(({ id }) => id === facts.foreground?.object);
     byId("suggestion").hidden = !this.suggested;
-    if (this.suggested) byId("suggested").textContent = `By ${facts.foreground.cues.join(" and ")}, object ${this.suggested.id} stands out: a first mask to track?`;
+    if (this.suggested) byId("suggested").textContent = `Object ${this.suggested.id} stands out (${facts.foreground.cues.join(", ")}): a first mask to track?`;
     byId("granularity").disabled = !facts.tree;
     byId("granularity").value = 500;
     if (facts.tree) this.fetch("tree", (tree) => (this.tree = tree));

@@ -282,10 +282,10 @@ def _next_step(folder: Path, done: list[Json]) -> str:
     entry = next((e for e in done if e.get("foreground", {}).get("object")), None)
     if entry is None:
         return counts
-    one, cues = str(entry["foreground"]["object"]), " and ".join(entry["foreground"]["cues"])
+    one, cues = str(entry["foreground"]["object"]), ", ".join(entry["foreground"]["cues"])
     track = shlex.join(["unspool", "track", entry["source"], "--from", str(folder), "--objects", one])
     choose = "Choose on the page what to carry at full frame rate"
-    return f"{counts}\n{choose}; what stands out, by {cues}: {track}"
+    return f"{counts}\n{choose}; what stands out ({cues}): {track}"
 
 
 def _found(entry: Json) -> str:
