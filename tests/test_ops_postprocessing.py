@@ -9,11 +9,8 @@ from hypothesis.extra.numpy import arrays
 from unspool.errors import UsageError
 from unspool.ops.postprocessing import (
     PostProcessing,
-    areas_of,
-    border_contact,
     filled,
     postprocessed,
-    standing_free,
 )
 
 LABELS = arrays(np.int64, st.tuples(st.integers(1, 3), st.integers(2, 6), st.integers(2, 6)),
@@ -87,52 +84,3 @@ def test_steps_have_names(how: PostProcessing, name: str) -> None:
 def test_steps_out_of_range_are_refused(values: dict) -> None:
     with pytest.raises(UsageError):
         PostProcessing(**values)
-
-
-# ------------------------------------------------------------------------------------- label-free choice
-
-
-def chosen(frames: np.ndarray) -> int:
-    return standing_free(border_contact(frames), areas_of(frames), frames[0].size)
-
-
-def test_the_cluster_that_touches_the_border_least_is_the_object() -> None:
-    frames = np.ones((2, 20, 20), np.int64)
-    frames[:, :8] = 2  # sky
-    frames[:, 6:14, 6:14] = 3
-    frames[:, 12:20, 14:18] = 4  # cut by the frame
-    assert chosen(frames) == 3
-
-
-def test_a_speck_is_no_object() -> None:
-    frames = np.ones((2, 20, 20), np.int64)
-    frames[:, 6:14, 6:20] = 3  # touches the border
-    frames[:, 3, 3] = 2
-    assert chosen(frames) == 3
-
-
-def test_of_two_that_stand_free_the_larger_is_taken() -> None:
-    frames = np.ones((2, 20, 20), np.int64)
-    frames[:, 2:5, 2:5], frames[:, 8:15, 8:15] = 2, 3
-    assert chosen(frames) == 3
-
-
-def test_where_none_has_a_fitting_size_the_best_of_all_is_taken() -> None:
-    assert chosen(np.full((1, 4, 4), 7)) == 7
-
-
-def test_nobody_is_never_the_object() -> None:
-    frames = np.zeros((2, 20, 20), np.int64)
-    assert chosen(frames) == 0
-    frames[:, :5] = 4
-    assert chosen(frames) == 4
-
-
-@given(LABELS)
-def test_border_contact_is_border_pixels_over_roots_of_areas(labels: np.ndarray) -> None:
-    contact = border_contact(labels)
-    for label in range(1, len(contact)):
-        inner = (labels == label)[:, 1:-1, 1:-1].sum()
-        on_border = (labels == label).sum() - inner
-        roots = sum(np.sqrt((frame == label).sum()) for frame in labels)
-        assert np.isnan(contact[label]) if not roots else np.isclose(contact[label], on_border / roots)

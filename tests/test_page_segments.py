@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 GRID, SIZE, FRAMES, PATCH = (4, 6), (32, 48), 4, 8
 HEADS, CHANNELS = 2, 4
+CHOSEN = {"object": 2, "cues": ["border contact", "motion"]}
 
 
 def leaves() -> np.ndarray:
@@ -53,7 +54,8 @@ def make_segmentation(folder: Path, *, attention: bool = True) -> Path:
         if attention:
             writer(key_frames())
         write_hierarchy(result.home / "hierarchy.npz", found, range(FRAMES), 1.0)
-        facts = for_page(job, found, write_tree(writer.home, found), writer.shown, Segmenting(Clustering()))
+        tree, how = write_tree(writer.home, found), Segmenting(Clustering())
+        facts = for_page(job, found, tree, writer.shown, how, CHOSEN)
         result.finish(seconds=1.0, page={"segments": facts})
     return write_page(folder)
 
@@ -111,6 +113,11 @@ def click(browser: Browser, x: float, y: float) -> None:
     )
 
 
+def shown(browser: Browser, element: str) -> str:
+    """The words of an element, as far as they are on the screen."""
+    return str(browser.run("return document.getElementById(arguments[0]).innerText", element))
+
+
 def tool(browser: Browser, name: str) -> None:
     browser.run(f"document.querySelector('[data-tool={name}]').click()")
 
@@ -130,6 +137,19 @@ def keep(browser: Browser, name: str, *places: tuple[float, float]) -> None:
         click(browser, x, y)
     browser.run("document.getElementById('object-name').value = arguments[0]", name)
     browser.run("document.getElementById('keep').click()")
+
+
+# ------------------------------------------------------------------------------------- first mask
+
+
+def test_the_object_that_stands_out_is_suggested_as_a_first_mask(browser: Browser) -> None:
+    slide(browser, 700)
+    assert "Object 2 stands out (border contact, motion)" in shown(browser, "suggestion")
+    browser.run("document.getElementById('take-suggestion').click()")
+    state = browser.run("return unspool.state().segments")
+    assert (state["chosen"], state["tool"], state["clusters"]) == ([2], "choose", None)
+    browser.run("document.getElementById('keep').click()")
+    assert "--objects 2" in shown(browser, "track-lines")
 
 
 # ------------------------------------------------------------------------------------------ the cut

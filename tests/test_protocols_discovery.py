@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,7 @@ def test_every_name_of_the_specification_is_there() -> None:
         "miou-frame", "mbo-video", "mbo-frame",
         "davis16-official", "davis16-allframes", "davis16-pooled", "segtrack-fbms",
         "single-object-oracle-frame", "single-object-oracle-video", "single-object-label-free",
+        "single-object-label-free-cues",
     ]  # fmt: skip
     assert set(MANY) | set(SINGLE) | set(SPARSE) | set(QUIRKS) == set(PROTOCOLS)
     assert not set(QUIRKS) & set(MANY)
@@ -136,7 +138,8 @@ def test_a_perfect_segmentation_scores_one_everywhere(tmp_path: Path) -> None:
     for t in range(FRAMES):
         truth[t, 4:12, 4 + t : 12 + t] = 1
     rows = rows_of(list(PROTOCOLS), FOREGROUNDS)
-    record = score_video("a", written(tmp_path / "a", truth + 1), lambda: iter(truth), rows)
+    prediction = replace(written(tmp_path / "a", truth + 1), by_cues=2)
+    record = score_video("a", prediction, lambda: iter(truth), rows)
     table = score_table({"a": record}, rows, postprocessing="none")
     assert set(table["global"].values()) == {1.0}
 
@@ -147,7 +150,8 @@ def test_a_perfect_segmentation_scores_one_everywhere(tmp_path: Path) -> None:
 def test_foregrounds_are_reported_apart_and_the_row_says_whose_choice_it_is() -> None:
     rows = rows_of(["davis16-official", "single-object-label-free", "fg-ari-video"], FOREGROUNDS)
     assert [row.label for row in rows] == [
-        "davis16-official, label-free", "davis16-official, oracle-frame", "davis16-official, oracle-video",
+        "davis16-official, label-free", "davis16-official, label-free-cues",
+        "davis16-official, oracle-frame", "davis16-official, oracle-video",
         "single-object-label-free", "fg-ari-video",
     ]  # fmt: skip
 
@@ -170,6 +174,16 @@ def test_the_label_free_choice_does_not_look_at_truth(tmp_path: Path) -> None:
     table = score_table({"a": record}, rows, postprocessing="none")
     assert table["protocols"]["single-object-label-free"]["global"]["J-Mean"] == 0.0
     assert table["protocols"]["single-object-oracle-video"]["global"]["J-Mean"] == 1.0
+
+
+def test_the_choice_by_all_cues_is_that_of_the_segmentation(tmp_path: Path) -> None:
+    row = Row("single-object-label-free-cues", "label-free-cues")
+    prediction = replace(written(tmp_path / "a", TRUTH * (TRUTH != 255)), by_cues=2)
+    record = score_video("a", prediction, lambda: iter((TRUTH == 2).astype(np.uint8)), [row])
+    table = score_table({"a": record}, [row], postprocessing="none")
+    assert table["protocols"][row.label]["global"]["J-Mean"] == 1.0
+    with pytest.raises(DataError, match="neither motion nor attention"):
+        measured(tmp_path, row.protocol, row.foreground)
 
 
 # -------------------------------------------------------------------------------------------- odd truth

@@ -218,6 +218,8 @@ def test_a_video_goes_on_after_any_window_as_if_in_one_piece(
         progress=lambda stage, n: encoded.append(stage),
     )
     assert np.array_equal(found.labels, whole.labels)
+    for cue, values in whole.cues.items():
+        np.testing.assert_array_equal(found.cues[cue], values)
     done = len(kept[after]["labels"]["clusters"])
     assert encoded.count("encode") == frames - max(0, done - overlap)
     if finest is None:
@@ -300,7 +302,48 @@ def segment_input(how: Segmenting) -> np.ndarray:
     from unspool.segmenting import encoded
 
     image = next(iter(Moving(1)))
-    return encoded(image, correlator(), (32, 48), how)[0].numpy()
+    return encoded(image, correlator(), (32, 48), how).map[0].numpy()
+
+
+# ------------------------------------------------------------------------------- what stands out
+
+
+@pytest.mark.parametrize("window", [8, 120])
+def test_the_square_that_moves_stands_out(window: int) -> None:
+    found = segment(Moving(12), correlator(), replace(HOW, window=window, overlap=3))
+    square = int(found.labels[0, 0, 0]) + 1
+    assert found.foreground() == square
+    assert np.nanargmax(found.cues["motion"]) == square
+    areas = np.bincount(found.labels[1:].ravel())
+    moved = np.nansum(found.cues["motion"][1:] * areas)
+    assert np.isclose(moved, 11 * 4 * 6)  # over the mean of every frame but the first
+
+
+def test_of_clusters_that_were_dropped_none_is_the_foreground() -> None:
+    found = segment(Moving(6), correlator(), HOW)
+    left = np.where(found.labels + 1 == found.foreground(), 0, found.labels + 1)
+    assert found.foreground(left) not in (0, found.foreground())
+    assert found.foreground(np.zeros_like(left)) == 0
+
+
+def test_one_frame_has_no_motion() -> None:
+    assert list(segment(Moving(1), correlator(), HOW).cues) == ["border contact"]
+
+
+@pytest.mark.parametrize("represent", ["block", "features", "attention"])
+def test_to_look_at_the_class_token_changes_nothing_else(represent: Any) -> None:
+    from unspool.encoders import load_encoder
+    from unspool.encoders.correlator import untrained
+    from unspool.segmenting import encoded
+
+    vit = load_encoder("random-vits16", device="cpu")
+    image = np.random.default_rng(0).integers(0, 255, (32, 48, 3), np.uint8)
+    seen = encoded(image, untrained(vit), (32, 48), replace(HOW, represent=represent))
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+    wish = {"block": "keys", "features": "tokens"}.get(represent, represent)
+    assert torch.equal(seen.map.flatten(), vit(pixels, want=(wish,))[wish].flatten())
+    attention = vit(pixels, want=("cls_attention",))["cls_attention"][0].mean(0)
+    assert torch.allclose(seen.cues["class attention"], attention / attention.mean())
 
 
 # --------------------------------------------------------------------------------------- bad input

@@ -182,13 +182,18 @@ def test_one_object_is_scored_for_every_way_of_choosing_it(run: Run, tmp_path: P
     assert code == 0, err
     protocols = read(tmp_path / "r" / "scores.json")["protocols"]
     assert list(protocols) == [
-        "segtrack-fbms, label-free", "segtrack-fbms, oracle-frame", "segtrack-fbms, oracle-video",
-        "davis16-pooled, label-free", "davis16-pooled, oracle-frame", "davis16-pooled, oracle-video",
+        "segtrack-fbms, label-free", "segtrack-fbms, label-free-cues",
+        "segtrack-fbms, oracle-frame", "segtrack-fbms, oracle-video",
+        "davis16-pooled, label-free", "davis16-pooled, label-free-cues",
+        "davis16-pooled, oracle-frame", "davis16-pooled, oracle-video",
         "single-object-oracle-frame", "single-object-oracle-video", "single-object-label-free",
+        "single-object-label-free-cues",
     ]  # fmt: skip
     best = protocols["single-object-oracle-frame"]["global"]["J-Mean"]
     assert best >= protocols["single-object-oracle-video"]["global"]["J-Mean"]
     assert best >= protocols["single-object-label-free"]["global"]["J-Mean"]
+    done = [read(path) for path in (tmp_path / "r").glob("videos/*/done.json")]
+    assert all(str(one["foreground"]["object"]) in one["cues"] for one in done)
 
 
 def test_a_dry_run_tells_what_would_be_done(run: Run, tmp_path: Path) -> None:
@@ -209,6 +214,7 @@ def test_a_dry_run_tells_what_would_be_done(run: Run, tmp_path: Path) -> None:
         (["--data", "rendered:2", "--every", "2"], "protocols score all frames"),
         (["--data", "rendered:2", "--minimum-size", "7"], "is no share of a frame"),
         (["--pred", "x"], "--pred and --truth belong together"),
+        (["--pred", "x", "--truth", "y", "--protocol", "single-object-label-free-cues"], "masks alone tell"),
         ([], "give either --data KIND:PATH"),
     ],
 )

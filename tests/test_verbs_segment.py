@@ -22,6 +22,7 @@ from unspool.encoders.correlator import save_correlator, untrained
 from unspool.errors import UsageError
 from unspool.masks import read_truth, write_mask
 from unspool.ops import clustering
+from unspool.ops.foreground import standing_out
 from unspool.rendered import render
 from unspool.segments import Chosen, read_hierarchy
 from unspool.verbs.segment_needs import Clock, memory_for_clustering, seconds_per_product
@@ -91,12 +92,28 @@ def test_segment_leaves_the_promised_folder_and_prints_its_page(run: Run, tmp_pa
     assert (model["name"], model["block"]) == ("dul-small", "learnt")
 
 
-def test_the_next_command_names_the_object_that_covers_most(run: Run, tmp_path: Path) -> None:
+def test_the_next_command_names_the_object_that_stands_out(run: Run, tmp_path: Path) -> None:
     make_clip(tmp_path / "my clip.mp4")
     _, out, _ = run("segment", "my clip.mp4", *PIECES, "-o", "r")
-    masks = [read_truth(p) for p in sorted((tmp_path / "r").rglob("masks/*.png"))]
-    most = int(np.bincount(np.concatenate([m.ravel() for m in masks]), minlength=2)[1:].argmax()) + 1
-    assert f"unspool track 'my clip.mp4' --from r --objects {most}" in out
+    done = read(tmp_path / "r" / "videos" / "my_clip" / "done.json")
+    chosen, areas = done["foreground"], np.array([0] + [one["share"] for one in done["cues"].values()])
+    known = {cue: np.array([np.nan] + [one[cue] for one in done["cues"].values()]) for cue in chosen["cues"]}
+    assert chosen["object"] == standing_out(known, (1e6 * areas).astype(int), 1_000_000)
+    assert chosen["cues"] == ["border contact", "motion"]
+    assert chosen["left_out"] == {"class attention": "'dul-small' has no class token"}
+    assert f"unspool track 'my clip.mp4' --from r --objects {chosen['object']}" in out
+
+
+def test_masks_of_the_object_that_stands_out_are_written_when_asked_for(run: Run, tmp_path: Path) -> None:
+    make_clip(tmp_path / "clip.mp4", frames=3)
+    code, out, err = run("segment", "clip.mp4", *PIECES, "-o", "r", "--foreground")
+    assert code == 0, err
+    home = tmp_path / "r" / "videos" / "clip"
+    chosen = read(home / "done.json")["foreground"]["object"]
+    assert f"foreground: object {chosen} (videos/clip/foreground)" in out
+    for index in range(3):
+        mask, alone = (read_truth(home / kind / f"{index:05d}.png") for kind in ("masks", "foreground"))
+        assert np.array_equal(alone, (mask == chosen).astype(np.uint8))
 
 
 def test_masks_are_the_labels_of_the_hierarchy_file_at_the_videos_size(run: Run, tmp_path: Path) -> None:
@@ -236,6 +253,8 @@ def test_the_record_names_the_distance_and_the_finest_threshold_that_are_used(
         (("--set", "represent=features", "--set", "clustering.distance=euclidean"), "give it with --tau"),
         (("--set", "represent=attention"), "represent = attention needs a ViT"),
         (("--set", "represent=features", "--set", "clustering.distance=kl"), "take cosine or euclidean"),
+        (("--foreground", "--set", "represent=attention"), "clusters of attention belong to single frames"),
+        (("--set", "foreground=3"), "foreground = 3: expected true or false"),
         (("--memory", "1MB"), "the least that works is --memory"),
         (("--set", "windo=9"), "did you mean 'window'"),
         (("--set", "represent=3"), "expected str"),

@@ -40,6 +40,7 @@ __all__ = [
 ]
 KEPT_ASIDE = (
     "identity",
+    "cues",
     "per_frame",
     "clustered",
     "overlaps",

@@ -35,6 +35,7 @@ const cutting = {
   parts: null, // leaf -> first leaf of its cluster; null: the published labels
   clusters: null,
   tool: "play",
+  suggested: null, // of the record's objects, the one that stands out
   kept: [], // [{name, ids, clusters}], in the order of their numbers in a mask
   attended: null, // {frame, patch, window, q}
   heat: null, // of the frame on the screen: {values, grid, peak}
@@ -48,6 +49,9 @@ const cutting = {
     byId("cutting").hidden = !facts;
     if (!facts) return;
     this.published = look.colours;
+    this.suggested = record().objects.find(({ id }) => id === facts.foreground?.object);
+    byId("suggestion").hidden = !this.suggested;
+    if (this.suggested) byId("suggested").textContent = `Object ${this.suggested.id} stands out (${facts.foreground.cues.join(", ")}): a first mask to track?`;
     byId("granularity").disabled = !facts.tree;
     byId("granularity").value = 500;
     if (facts.tree) this.fetch("tree", (tree) => (this.tree = tree));
@@ -224,6 +228,15 @@ const cutting = {
     if (!look.chosen.delete(id)) look.chosen.add(id);
     this.show();
     repaint();
+  },
+
+  /** The object that stands out is chosen, in a frame that shows it. */
+  suggest() {
+    const { id, area } = this.suggested;
+    if (this.clusters !== null) this.uncut();
+    this.use("choose");
+    if (!look.chosen.has(id)) this.choose(id);
+    if (!area[position]) goTo(area.findIndex((pixels) => 2 * pixels >= Math.max(...area)));
   },
 
   /** What is chosen becomes one object of the mask. */
@@ -422,6 +435,7 @@ function wireSegments() {
     const tool = target.closest("button")?.dataset.tool;
     if (tool) cutting.use(tool);
   });
+  byId("take-suggestion").addEventListener("click", () => cutting.suggest());
   byId("keep").addEventListener("click", () => cutting.keep(byId("object-name").value));
   byId("object-name").addEventListener("keydown", (event) => {
     event.stopPropagation(); // letters are the name's, not the player's

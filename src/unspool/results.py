@@ -4,6 +4,7 @@ RESULT/
   index.html, run.json, scores.json, scores.csv
   videos/NAME/{masks/00000.png, overlay.mp4, frames.mp4, thumbs.jpg, tracks.json, done.json}
   videos/NAME/.unfinished.pt         track, segment: of a video that was cut off (`verbs/unfinished.py`)
+  videos/NAME/foreground/00000.png   segment --foreground only: the one object that stands out
   videos/NAME/hierarchy.npz          segment only: merge tree and labels on the grid (`unspool.segments`)
   data/NAME.js, data/NAME-000.js     what the page needs: run-length labels at display size
   data/NAME.tree/                    segment only: leaves of the tree, queries and keys

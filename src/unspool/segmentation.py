@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64, Integer
+from jaxtyping import Float32, Float64, Int64, Integer
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from unspool.errors import UsageError
+from unspool.ops.foreground import Totals, border_contact, means, standing_out, with_values
 from unspool.ops.hierarchy import Tree, cut, joined
 
 LabelMap = Integer[np.ndarray, "h w"]
@@ -31,6 +32,7 @@ class Window:
     count: int  # of clusters
     leaves: Integer[np.ndarray, "t h w"] | None
     tree: Tree | None
+    cues: Mapping[str, Float32[np.ndarray, "t h w"]] = field(default_factory=dict)  # see `ops/foreground.py`
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Carried:
     joins: tuple[Tensor, ...] = ()
     heights: tuple[Tensor, ...] = ()
     every: int = 0  # frames from one key frame to the next, of all windows; 0: before the first
+    cues: Mapping[str, Totals] = field(default_factory=dict)  # of each cluster so far
 
     @property
     def frames(self) -> int:
@@ -91,25 +94,40 @@ class Carried:
 
     def with_window(self, window: Window, shared: int, *, linked: bool = True) -> Carried:
         """One more, whose first `shared` frames are known by then; by them identities are `linked`."""
-        if not linked:
+        if linked:
+            clusters, _ = self.clusters.joined_by(window.labels, window.count, shared)
+        else:
             own = window.labels[shared if self.clusters.parts else 0 :].astype(np.int32)
-            count = max(self.clusters.count, window.count)
-            return replace(self, clusters=Numbers((*self.clusters.parts, own), count))
-        clusters, _ = self.clusters.joined_by(window.labels, window.count, shared)
+            clusters = Numbers((*self.clusters.parts, own), max(self.clusters.count, window.count))
+        known = replace(self, clusters=clusters, cues=self._with_cues(window, clusters.parts[-1]))
+        return known._with_leaves(window, shared) if linked else known
+
+    def _with_cues(
+        self, window: Window, fresh: Integer[np.ndarray, "_ h w"]
+    ) -> dict[str, Float64[np.ndarray, "2 _"]]:
+        """With those of a window's last frames, whose clusters are `fresh`: each frame counts once."""
+        nothing = np.zeros((2, 0))
+        return {
+            name: with_values(self.cues.get(name, nothing), fresh, values[-len(fresh) :])
+            for name, values in window.cues.items()
+        }
+
+    def _with_leaves(self, window: Window, shared: int) -> Carried:
         if window.leaves is None or window.tree is None:
-            return replace(self, clusters=clusters)
+            return self
         leaves, number = self.leaves.joined_by(window.leaves, window.tree.leaves, shared)
         more = torch.from_numpy(number)[window.tree.joins]
         joins, heights = (*self.joins, more), (*self.heights, window.tree.heights)
-        return replace(self, clusters=clusters, leaves=leaves, joins=joins, heights=heights)
+        return replace(self, leaves=leaves, joins=joins, heights=heights)
 
     def finished(self, size: tuple[int, int]) -> Segmentation:
         """The whole video."""
         labels = np.concatenate(self.clusters.parts)
+        cues = {name: means(totals) for name, totals in self.cues.items() if totals[1].any()}
         if not self.leaves.parts:
-            return Segmentation(size, labels, None, None)
+            return Segmentation(size, labels, None, None, cues)
         tree = joined(self.leaves.count, torch.cat(self.joins), torch.cat(self.heights))
-        return Segmentation(size, labels, np.concatenate(self.leaves.parts), tree)
+        return Segmentation(size, labels, np.concatenate(self.leaves.parts), tree, cues)
 
     def kept(self) -> dict[str, Any]:
         """As tensors and numbers, for a file."""
@@ -117,7 +135,8 @@ class Carried:
         labels = {name: _small(of) for name, of in parts.items() if of.parts}
         counts = {name: of.count for name, of in parts.items()}
         tree = {"joins": list(self.joins), "heights": list(self.heights)}
-        return {"labels": labels, "counts": counts, "every": self.every, **tree}
+        cues = {name: torch.from_numpy(totals) for name, totals in self.cues.items()}
+        return {"labels": labels, "counts": counts, "every": self.every, "cues": cues, **tree}
 
     @staticmethod
     def recalled(kept: Mapping[str, Any]) -> Carried:
@@ -126,7 +145,8 @@ class Carried:
         clusters, leaves = (
             Numbers(labels.get(name, ()), kept["counts"][name]) for name in ("clusters", "leaves")
         )
-        return Carried(clusters, leaves, tuple(kept["joins"]), tuple(kept["heights"]), kept["every"])
+        cues = {name: totals.numpy() for name, totals in kept["cues"].items()}
+        return Carried(clusters, leaves, tuple(kept["joins"]), tuple(kept["heights"]), kept["every"], cues)
 
 
 def _small(numbers: Numbers) -> Tensor:
@@ -143,6 +163,7 @@ class Segmentation:
     labels: Integer[np.ndarray, "t h w"]  # clusters of the published procedure at tau, from 0
     leaves: Integer[np.ndarray, "t h w"] | None  # of the hierarchy
     tree: Tree | None
+    means: Mapping[str, Float64[np.ndarray, " _"]] = field(default_factory=dict)  # of cues, by cluster
 
     @property
     def clusters(self) -> int:
@@ -150,9 +171,22 @@ class Segmentation:
         return int(self.labels.max(initial=-1)) + 1
 
     @property
-    def largest(self) -> int:
-        """The cluster that covers most, over the whole video."""
-        return int(np.bincount(self.labels.ravel()).argmax())
+    def cues(self) -> dict[str, Float64[np.ndarray, " ids"]]:
+        """What tells an object from its ground (`ops/foreground.py`), by id: of cluster k at k+1."""
+        found = {"border contact": border_contact(frame + 1 for frame in self.labels)}
+        for name, known in self.means.items():
+            found[name] = np.full(self.clusters + 1, np.nan)
+            found[name][1 : len(known) + 1] = known[: self.clusters]
+        return found
+
+    def foreground(self, ids: Integer[np.ndarray, "t h w"] | None = None) -> int:
+        """The id of a single object by all cues, without truth; 0 where there is nobody.
+
+        `ids`: those that are left of the clusters' (k+1), where some are not.
+        """
+        left = self.labels + 1 if ids is None else ids
+        areas = np.bincount(left.ravel(), minlength=self.clusters + 1)
+        return standing_out(self.cues, areas, left.size)
 
     def at(self, height: float) -> Integer[np.ndarray, "t h w"]:
         """Clusters of the hierarchy with all joins up to `height` made: a look-up, nothing is computed.

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -40,6 +40,7 @@ from unspool.ops.clustering import (
 )
 from unspool.ops.divergence import Distance, compared
 from unspool.ops.hierarchy import merge_tree
+from unspool.ops.motion import relative_motion, small
 from unspool.segmentation import Carried, Segmentation, Window
 
 Image = UInt8[np.ndarray, "h w 3"]
@@ -130,13 +131,13 @@ def segment(
     correlator = model if isinstance(model, Correlator) else untrained(model)
     check_offers(correlator, how)
     carried, told = carried or Carried(), progress or _quiet
-    for maps in _windows_of_maps(video, correlator, how, carried.frames, told):
+    for maps, cues in _windows_of_maps(video, correlator, how, carried.frames, told):
         every = carried.every or how.keys(len(maps))
         if attended and how.represent == "block":
             attended(_key_frames(maps, correlator, every, max(0, carried.frames - how.overlap)))
         fresh = 1 - (how.overlap if carried.frames else 0) / len(maps)
         window = segment_maps(maps, correlator, how, every, partial(_of_fresh, told, fresh))
-        by_frame = how.represent == "attention"
+        window, by_frame = replace(window, cues=cues), how.represent == "attention"
         carried = replace(carried.with_window(window, how.overlap, linked=not by_frame), every=every)
         if after_window:
             after_window(carried)
@@ -182,32 +183,49 @@ def check_offers(correlator: Correlator, how: Segmenting) -> None:
 # --- frames to maps ---------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """One frame, as far as it is needed once it is encoded."""
+
+    map: Float[Tensor, "c h w"]  # what `how.represent` needs
+    image: Float[Tensor, "3 y x"]  # small
+    cues: dict[str, Float[Tensor, "h w"]]  # see `ops/foreground.py`
+
+
+Cues = dict[str, Float32[np.ndarray, "t h w"]]
+
+
 def _windows_of_maps(
     video: Frames, correlator: Correlator, how: Segmenting, begun: int, progress: Progress
-) -> Iterator[Float[Tensor, "t c h w"]]:
+) -> Iterator[tuple[Float[Tensor, "t c h w"], Cues]]:
     """What is clustered together: each window begins with the last frames of the one before.
 
     The windows of the first `begun` frames are done.
     """
     size = input_size(video.height, video.width, correlator.encoder, how)
-    held: list[Tensor] = []
+    held: list[Encoded] = []
     fresh = 0
     for index, image in enumerate(video):
         if index < begun - how.overlap:
             progress("reading again", 1)
             continue
         if len(held) == how.window:
-            yield torch.stack(held)
+            yield _stacked(held)
             held, fresh = held[-how.overlap :], 0
-        held.append(encoded(image, correlator, size, how))
-        if not bool(held[-1].sum().isfinite()):
+        held.append(encoded(image, correlator, size, how, held[-1] if held else None))
+        if not bool(held[-1].map.sum().isfinite()):
             raise VideoError(
                 f"{video.name}: the features of frame {index} are not finite; look at the model's weights"
             )
         fresh += index >= begun
         progress("encode", 1)
     if fresh:
-        yield torch.stack(held)
+        yield _stacked(held)
+
+
+def _stacked(held: Sequence[Encoded]) -> tuple[Float[Tensor, "t c h w"], Cues]:
+    cues = {name: np.stack([one.cues[name].cpu().numpy() for one in held]) for name in held[0].cues}
+    return torch.stack([one.map for one in held]), cues
 
 
 def input_size(height: int, width: int, encoder: Any, how: Segmenting) -> tuple[int, int]:
@@ -221,22 +239,42 @@ def input_size(height: int, width: int, encoder: Any, how: Segmenting) -> tuple[
 
 @torch.inference_mode()
 def encoded(
-    image: Image, correlator: Correlator, size: tuple[int, int], how: Segmenting
-) -> Float[Tensor, "c h w"]:
-    """The map of one frame that `how.represent` needs, float32, of an encoder's input of `size` (h, w)."""
+    image: Image,
+    correlator: Correlator,
+    size: tuple[int, int],
+    how: Segmenting,
+    before: Encoded | None = None,
+) -> Encoded:
+    """A frame, float32, of an encoder's input of `size` (h, w); `before`: the frame that it follows.
+
+    The attention of the class token comes from the same pass, where the encoder has one.
+    """
+    encoder = correlator.encoder
     pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
     if pixels.shape[-2:] != size:
         pixels = interpolate(pixels, size=size, mode="bilinear", align_corners=False)
-    if how.normalisation == "kinetics":
-        theirs, ours = (KINETICS_MEAN, KINETICS_STD), (IMAGENET_MEAN, IMAGENET_STD)
-        (mean, std), (own_mean, own_std) = (
-            [torch.tensor(each).view(3, 1, 1) for each in pair] for pair in (theirs, ours)
-        )
-        pixels = (pixels - mean) / std * own_std + own_mean
     wish = {"attention": "attention", "features": "tokens"}.get(how.represent, correlator.features)
-    found: Tensor = correlator.encoder(pixels, want=(wish,))[wish][0].float()
-    grid = [side // correlator.encoder.patch for side in size]
-    return found.view(-1, *grid) if how.represent == "attention" else found
+    want = (wish, "cls_attention") if "cls_attention" in encoder.offers else (wish,)
+    found = encoder(_as_released(pixels) if how.normalisation == "kinetics" else pixels, want=want)
+    own = found[wish][0].float()
+    if how.represent == "attention":
+        own = own.view(-1, size[0] // encoder.patch, size[1] // encoder.patch)
+    grid = (own.shape[1], own.shape[2])
+    tiny = small(pixels[0].to(own.device), grid)
+    cues = {"motion": relative_motion(before.image, tiny) if before else torch.full(grid, torch.nan)}
+    if "cls_attention" in found:
+        attention = found["cls_attention"][0].float().mean(0)
+        cues["class attention"] = attention / attention.mean().clamp(min=EPS)
+    return Encoded(own, tiny, cues)
+
+
+def _as_released(pixels: Float[Tensor, "1 3 h w"]) -> Float[Tensor, "1 3 h w"]:
+    """Pixels that ImageNet's normalisation turns into what that of Kinetics makes of the given ones."""
+    theirs, ours = (KINETICS_MEAN, KINETICS_STD), (IMAGENET_MEAN, IMAGENET_STD)
+    (mean, std), (own_mean, own_std) = (
+        [torch.tensor(each).view(3, 1, 1) for each in pair] for pair in (theirs, ours)
+    )
+    return (pixels - mean) / std * own_std + own_mean
 
 
 # --- maps to clusters -------------------------------------------------------------------------------------

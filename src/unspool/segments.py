@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Int64, Integer
 from torch import Tensor
 
 from unspool.display import CHUNK_FRAMES, encode_runs, label_runs
@@ -105,6 +105,13 @@ def read_hierarchy(path: Path) -> Hierarchy:
         raise MaskError(f"{path}: no readable hierarchy ({error}); run unspool segment again") from error
 
 
+def refined_ids(found: Segmentation, how: Refining) -> Int64[Tensor, "t h w"]:
+    """Ids on the grid of tokens that are left: cluster k is id k+1, 0 nobody."""
+    ids = torch.from_numpy(found.labels.astype(np.int64) + 1)
+    ids = without_small(ids, how.smallest)
+    return largest_only(ids, how.largest) if how.largest else ids
+
+
 def refined_masks(
     found: Segmentation, images: Iterable[Image], how: Refining, patch: float
 ) -> Iterator[tuple[Image, LabelMap]]:
@@ -115,9 +122,7 @@ def refined_masks(
     if how == Refining():
         yield from zip(images, found.masks(), strict=True)
         return
-    ids = torch.from_numpy(found.labels.astype(np.int64) + 1)
-    ids = without_small(ids, how.smallest)
-    ids = largest_only(ids, how.largest) if how.largest else ids
+    ids = refined_ids(found, how)
     kind = np.uint8 if int(ids.max()) <= 254 else np.uint16
     for image, frame in zip(images, ids, strict=True):
         whole = _upsampled(frame, image, found.size, how.upsampling, patch)

@@ -102,7 +102,12 @@ def track(
 
 
 @app.command
-def segment(*inputs: str, options: SegmentOptions = SegmentOptions(), run: RunOptions = RunOptions()) -> int:
+def segment(
+    *inputs: str,
+    foreground: bool = False,
+    options: SegmentOptions = SegmentOptions(),
+    run: RunOptions = RunOptions(),
+) -> int:
     """Cut a video, or many, into objects that keep their identity; without labels, their number not given.
 
     Example: `unspool segment clip.mp4`
@@ -113,14 +118,18 @@ def segment(*inputs: str, options: SegmentOptions = SegmentOptions(), run: RunOp
     ----------
     inputs
         Videos: files, folders, globs, folders of frames, `@list.txt`, fsspec addresses.
+    foreground
+        Also write masks of the one object that stands out, by where clusters touch the border, how they move
+        and, of a ViT, what its class token attends to; without labels.
     """
     from unspool.verbs import segment as verbs
     from unspool.verbs.segment_settings import resolve_segment_settings
 
     if not inputs:
         raise UsageError("no video is given; e.g. `unspool segment clip.mp4`")
+    given = {**options.given(), **({"foreground": True} if foreground else {})}
     settings = resolve_segment_settings(
-        options.given(), options.config, options.settings or [], workers=max(1, run.workers)
+        given, options.config, options.settings or [], workers=max(1, run.workers)
     )
     return run_plan(verbs.segment_plan, run, None, inputs=inputs, settings=settings)
 

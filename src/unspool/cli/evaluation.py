@@ -136,8 +136,9 @@ def eval_discovery(
         As in docs/protocols.md; several may be named. Default: all that suit the data; davis17-unsup of
         --pred.
     foreground
-        Who chooses the one cluster that davis16-* and segtrack-fbms score: label-free, oracle-frame,
-        oracle-video, given (every id of the masks). Default: the first three, apart; given with --pred.
+        Who chooses the one cluster that davis16-* and segtrack-fbms score: label-free, label-free-cues,
+        oracle-frame, oracle-video, given (every id of the masks). Default: the first four, apart; given
+        with --pred.
     minimum_size
         Drop clusters that cover this share of a frame nowhere, 0..1. Default: 0, which drops none.
     """

@@ -1,4 +1,4 @@
-"""What may be done to a segmentation afterwards: small clusters dropped, holes filled, a foreground chosen.
+"""What may be done to a segmentation afterwards: small clusters dropped, holes filled.
 
 Label maps `[H, W]` of one video: ids are clusters, 0 is nobody. Every step is optional, and named where it
 was taken. None looks at truth.
@@ -10,12 +10,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64, Integer
+from jaxtyping import Bool, Int64, Integer
 
 from unspool.errors import UsageError
 
 LabelMap = Integer[np.ndarray, "h w"]
-SMALLEST, LARGEST = 0.01, 0.6  # share of the video that a foreground covers (ours)
 
 
 @dataclass(frozen=True)
@@ -100,40 +99,3 @@ def filled(frame: LabelMap) -> LabelMap:
         if len(ids) == 1:
             out[around][hole] = ids[0]
     return out
-
-
-# ---------------------------------------------------------------------------- one foreground, without truth
-
-
-def border_contact(frames: Iterable[LabelMap]) -> Float64[np.ndarray, " ids"]:
-    """Pixels of every id on the frame's border, over the root of its area, summed over the video.
-
-    Near 0 for what stands free, 1 and above for a ground. NaN where an id is nowhere, and for 0.
-    Source: Zhu et al., Saliency Optimization from Robust Background Detection, CVPR 2014, Eq. 3; summed over
-    frames by us.
-    """
-    on_border, roots = np.zeros((2, 0))
-    for frame in frames:
-        rim = np.concatenate([frame[0], frame[-1], frame[1:-1, 0], frame[1:-1, -1]])
-        counts = np.bincount(frame.ravel())
-        missing = max(len(counts) - len(roots), 0)
-        on_border, roots = np.pad(on_border, (0, missing)), np.pad(roots, (0, missing))
-        on_border[: len(counts)] += np.bincount(rim.ravel(), minlength=len(counts))
-        roots[: len(counts)] += np.sqrt(counts)
-    contact = np.where(roots > 0, on_border / np.maximum(roots, 1), np.nan)
-    contact[:1] = np.nan
-    return contact
-
-
-def standing_free(contact: Float64[np.ndarray, " ids"], areas: Int64[np.ndarray, "t ids"], frame: int) -> int:
-    """The id of a single object, chosen without truth: the least border contact.
-
-    Of those that cover 1 to 60 % of the video (all, where there is none); the larger on ties; 0 if there is
-    no cluster at all. `frame`: pixels of a frame.
-    """
-    total = areas.sum(axis=0)
-    share = total / (len(areas) * frame)
-    known = ~np.isnan(contact)
-    fits = known & (share >= SMALLEST) & (share <= LARGEST)
-    candidates = np.flatnonzero(fits if fits.any() else known)
-    return min(candidates.tolist(), key=lambda i: (contact[i], -total[i]), default=0)

@@ -17,9 +17,10 @@ Which number is which (docs/protocols.md has all of it):
   davis16-allframes         the same over all frames: most work on optical flow.
   davis16-pooled            mean over all frames of all sequences: BA's Table 7, literally.
   segtrack-fbms             davis16-allframes on annotated frames.
-  single-object-oracle-frame, -oracle-video, -label-free
+  single-object-oracle-frame, -oracle-video, -label-free, -label-free-cues
                             all frames; the cluster that is the object is chosen by truth in every frame (BA's
-                            Tables 1, 7), by truth once for the video, or not by truth at all.
+                            Tables 1, 7), by truth once for the video, or not by truth at all: by border
+                            contact, or by all cues of `ops/foreground.py`, which only segmenting knows.
 
 The davis16-* and segtrack-fbms rows need one foreground. A segmentation that names none is scored once for
 each way of choosing it, and the row says which: `davis16-official, label-free`.
@@ -69,15 +70,17 @@ from unspool.metrics import (
 )
 from unspool.metrics.davis import FRAMEWISE_PROPOSALS, OFFICIAL_PROPOSALS
 from unspool.metrics.labels import LabelMaps
-from unspool.ops.postprocessing import areas_of, border_contact, largest, standing_free
+from unspool.ops.foreground import border_contact, standing_free
+from unspool.ops.postprocessing import areas_of, largest
 from unspool.protocols.tracking import SequenceScores, from_record, to_record
 
 Json = dict[str, Any]
 Measured = ObjectScores | ObjectOverlaps | float
 Truth = Callable[[], Iterator[LabelMap | None]]  # from the first frame on, whenever it is called
 
-FOREGROUNDS = ("label-free", "oracle-frame", "oracle-video")
+FOREGROUNDS = ("label-free", "label-free-cues", "oracle-frame", "oracle-video")
 GIVEN = "given"  # every id of the prediction is the foreground
+NO_CUES = "masks alone tell neither motion nor attention, so that label-free-cues has nothing to choose by"
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,9 @@ PROTOCOLS = {
     "single-object-oracle-video": Protocol(single_object_oracle_video, OBJECTS, "J-Mean"),
     "single-object-label-free": Protocol(
         davis16_allframes, OBJECTS, "J-Mean", foreground=True, chosen="label-free"
+    ),
+    "single-object-label-free-cues": Protocol(
+        davis16_allframes, OBJECTS, "J-Mean", foreground=True, chosen="label-free-cues"
     ),
 }
 
@@ -195,6 +201,7 @@ class Prediction:
 
     paths: tuple[Path, ...]
     inside: Inside = WHOLE  # of black borders, as protocols see it that crop them
+    by_cues: int | None = None  # id of the foreground by all cues; None: nobody knows them
 
     def maps(self, frames: Sequence[int] | None = None) -> Iterator[LabelMap]:
         """All of them, or those of some frames."""
@@ -276,10 +283,8 @@ def _foreground_maps(predicted: Iterator[LabelMap], choose: Choice) -> Iterator[
 
 def _choice(how: str, prediction: Prediction, truth: Truth, frames: Sequence[int]) -> Choice:
     """The cluster that is taken for the object: by a rule without truth, or the best one by truth."""
-    if how == "label-free":
-        areas = areas_of(prediction.maps())
-        frame = int(areas[0].sum())
-        chosen = standing_free(border_contact(prediction.maps()), areas, frame)
+    if how.startswith("label-free"):
+        chosen = _by_cues(prediction) if how == "label-free-cues" else _by_border(prediction)
         return lambda place: chosen or NOWHERE
     oracle = {"oracle-frame": single_object_oracle_frame, "oracle-video": single_object_oracle_video}[how]
     scores = oracle(prediction.maps(frames), (labels for labels in truth() if labels is not None))
@@ -289,6 +294,17 @@ def _choice(how: str, prediction: Prediction, truth: Truth, frames: Sequence[int
 
 
 NOWHERE = -1  # the id of no pixel
+
+
+def _by_border(prediction: Prediction) -> int:
+    areas = areas_of(prediction.maps())
+    return standing_free(border_contact(prediction.maps()), areas.sum(axis=0), int(areas.sum()))
+
+
+def _by_cues(prediction: Prediction) -> int:
+    if prediction.by_cues is None:
+        raise DataError(NO_CUES)
+    return prediction.by_cues
 
 
 def _largest(prediction: Prediction, count: int) -> np.ndarray | None:

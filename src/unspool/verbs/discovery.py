@@ -23,6 +23,7 @@ from unspool.protocols.discovery import (
     FOREGROUNDS,
     GIVEN,
     MANY,
+    NO_CUES,
     SINGLE,
     SPARSE,
     Prediction,
@@ -36,6 +37,7 @@ from unspool.protocols.discovery import (
 )
 from unspool.results import Json, safe_name, write_json, written_whole
 from unspool.verbs.scoring import link_official
+from unspool.verbs.segment import foreground_of
 from unspool.verbs.segment_needs import Clock, bytes_needed, memory_for_clustering, seconds_per_frame
 from unspool.verbs.segment_settings import (
     SegmentSettings,
@@ -193,7 +195,7 @@ def _discover_video(
     job: DiscoveryJob, report: Report, stop: Stop, caught: list[warnings.WarningMessage]
 ) -> Json:
     from unspool.segmenting import segment  # noqa: PLC0415
-    from unspool.segments import refined_masks  # noqa: PLC0415
+    from unspool.segments import refined_ids, refined_masks  # noqa: PLC0415
 
     started = perf_counter()
     correlator, identity = correlator_of(job.settings), job.identity
@@ -215,15 +217,17 @@ def _discover_video(
             clock.total = len(video)
             found = segment(video, correlator, how, progress=clock)
             kept = replace(found, labels=postprocessed(found.labels + 1, job.dropping) - 1)
-            patch = video.height / found.labels.shape[1]
-            masks_of = refined_masks(kept, video, refining_of(job.settings), patch)
+            refining, patch = refining_of(job.settings), video.height / found.labels.shape[1]
+            masks_of = refined_masks(kept, video, refining, patch)
             clock.begin("writing")
             for (image, mask), true in zip(masks_of, job.video.truth(), strict=True):
                 result.write(image, mask, true)
                 clock("writing", 1)
             result.close()
             masks = tuple(masks_written(job.folder, job.name, len(video)))
-            prediction = Prediction(masks, without_black_borders(video[0]))
+            ids = refined_ids(kept, refining).numpy()
+            chosen, cues = foreground_of(found, ids, correlator.encoder.name, how)
+            prediction = Prediction(masks, without_black_borders(video[0]), found.foreground(ids))
             scored = score_video(job.name, prediction, job.video.truth, job.rows, fewer=True)
             return result.finish(
                 seconds=perf_counter() - started,
@@ -231,6 +235,8 @@ def _discover_video(
                 extra={
                     "identity": identity,
                     "clusters": found.clusters,
+                    "foreground": {**chosen, "object": prediction.by_cues},
+                    "cues": cues,
                     "timings": {**clock.timings, "write": round(result.seconds_writing, 3)},
                     "per_frame": scored,
                 },
@@ -327,6 +333,9 @@ def score_plan(
 ) -> Plan:
     """`unspool eval discovery --pred DIR --truth DIR`: masks made elsewhere; no model, no frames."""
     rows = rows_of(protocols or ["davis17-unsup"], _checked(foregrounds or [GIVEN]))
+    blind = [row.label for row in rows if row.foreground == "label-free-cues"]
+    if blind:
+        raise UsageError(f"{blind[0]}: {NO_CUES}; segment with --data, or take label-free")
     folder = output or Path(f"unspool-eval-{safe_name(pred.resolve().name)}")
     pairs = mask_trees(pred, truth, names)
     jobs = [ScoreJob(pair.name, pair.prediction, pair.truth, rows) for pair in pairs]

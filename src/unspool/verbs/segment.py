@@ -11,10 +11,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
+
 from unspool.errors import UnspoolError, UnspoolWarning, UsageError, counted, told_by
 from unspool.inputs import default_folder, expand_inputs, names_of
 from unspool.jobs import Estimate, Plan, Report, Stop
-from unspool.masks import display_colours
+from unspool.masks import display_colours, write_mask
+from unspool.ops.foreground import SIGNS
 from unspool.options import file_stamp, in_words
 from unspool.results import Json
 from unspool.verbs.segment_needs import Clock, bytes_needed, memory_for_clustering, seconds_per_frame
@@ -65,7 +68,7 @@ def segment_video(job: SegmentJob, report: Report, stop: Stop) -> Json:
 def _segment_video(
     job: SegmentJob, report: Report, stop: Stop, caught: list[warnings.WarningMessage]
 ) -> Json:
-    from unspool.segments import refined_masks, write_hierarchy, write_tree  # noqa: PLC0415
+    from unspool.segments import refined_ids, refined_masks, write_hierarchy, write_tree  # noqa: PLC0415
 
     started = perf_counter()
     correlator, identity = correlator_of(job.settings), job.identity
@@ -98,8 +101,14 @@ def _segment_video(
             clock.begin("writing")
             refining = refining_of(job.settings)
             patch = video.height / found.labels.shape[1]
-            for image, labels in refined_masks(found, video, refining, patch):
+            ids = refined_ids(found, refining).numpy()
+            chosen, cues = foreground_of(found, ids, correlator.encoder.name, how)
+            masks = result.home / "foreground" if job.settings.foreground else None
+            for index, (image, labels) in enumerate(refined_masks(found, video, refining, patch)):
                 result.write(image, labels)
+                if masks is not None:
+                    masks.mkdir(exist_ok=True)
+                    write_mask(masks / f"{index:05d}.png", (labels == chosen["object"]).astype(np.uint8))
                 clock("writing", 1)
             frames = range(0, len(found.labels) * job.settings.every, job.settings.every)
             write_hierarchy(result.home / "hierarchy.npz", found, frames, how.clustering.tau)
@@ -112,13 +121,14 @@ def _segment_video(
                 extra={
                     "identity": identity,
                     "clusters": found.clusters,
-                    "largest": found.largest + 1,
+                    "foreground": {**chosen, "written": masks is not None},
+                    "cues": cues,
                     "every": job.settings.every,
                     "refining": asdict(refining),
                     "grid": list(found.labels.shape[1:]),
                     "timings": {**took, "write": round(result.seconds_writing, 3)},
                 },
-                page={"segments": for_page(job, found, tree, shown, how)},
+                page={"segments": for_page(job, found, tree, shown, how, chosen)},
             )
 
 
@@ -184,13 +194,15 @@ def _together(before: Json, now: Json) -> Json:
 
 def _made_by(job: SegmentJob, identity: Json, video: Some) -> Json:
     """What decides clusters; what refines masks comes after. Of an address, no stamp tells what it holds."""
-    chosen = {"segmenting": job.segmenting, "every": job.settings.every}
+    chosen = {"segmenting": job.segmenting, "every": job.settings.every, "cues": list(SIGNS)}
     identity = {**identity, "frames": len(video), "size": (video.height, video.width)}
     model, settings = correlator_record(job.settings), job.settings
     return decisive(identity, chosen, model, settings.precision, settings.device)
 
 
-def for_page(job: SegmentJob, found: Any, tree: Json | None, shown: Sequence[int], how: Any) -> Json:
+def for_page(
+    job: SegmentJob, found: Any, tree: Json | None, shown: Sequence[int], how: Any, foreground: Json
+) -> Json:
     """What the page says of a segmentation, and why it lacks what it lacks."""
     why = "" if shown else f"'{how.represent}' was clustered, which has no queries and keys"
     return {
@@ -199,11 +211,35 @@ def for_page(job: SegmentJob, found: Any, tree: Json | None, shown: Sequence[int
         "tree": tree,
         "attention": list(shown),
         "why_not": why,
+        "foreground": foreground,
         "every": job.settings.every,
         "colours": [f"#{bytes(c).hex()}" for c in display_colours(range(1, PALETTE + 1)).values()],
         "track": ["unspool", "track", job.source],
         "from": str(job.folder),
     }
+
+
+def foreground_of(found: Any, ids: Any, encoder: str, how: Any) -> tuple[Json, Json]:
+    """What is recorded of the object that stands out, and of all clusters that are left as `ids`.
+
+    Clusters of frames that do not know each other have no such object.
+    """
+    areas, cues = np.bincount(ids.ravel(), minlength=found.clusters + 1), found.cues
+    why = {"motion": "there is no second frame", "class attention": f"'{encoder}' has no class token"}
+    chosen = {
+        "object": 0 if how.represent == "attention" else found.foreground(ids),
+        "cues": list(cues),
+        "left_out": {cue: reason for cue, reason in why.items() if cue not in cues},
+    }
+    of_clusters: Json = {
+        str(id_): {
+            "share": round(areas[id_] / ids.size, 6),
+            **{cue: None if np.isnan(v[id_]) else round(float(v[id_]), 6) for cue, v in cues.items()},
+        }
+        for id_ in np.flatnonzero(areas)
+        if id_
+    }
+    return chosen, of_clusters
 
 
 # -------------------------------------------------------------------------------------------- verb
@@ -226,6 +262,7 @@ def segment_plan(*, output: Path | None, settings: SegmentSettings, inputs: Sequ
         "seed": settings.seed,
         "segmenting": segmenting,
         "refining": asdict(refining_of(settings)),
+        "foreground": settings.foreground,
     }
     return Plan(
         "segment",
@@ -240,14 +277,22 @@ def segment_plan(*, output: Path | None, settings: SegmentSettings, inputs: Sequ
 
 
 def _next_step(folder: Path, done: list[Json]) -> str:
-    """What was found, and how to go on, e.g. with the object that covers most."""
-    counts = ", ".join(f"{entry['name']}: {counted(len(entry['objects']), 'object')}" for entry in done)
-    entry = next((e for e in done if e.get("largest") in [o["id"] for o in e["objects"]]), None)
+    """What was found, and how to go on, e.g. with the object that stands out."""
+    counts = ", ".join(_found(entry) for entry in done)
+    entry = next((e for e in done if e.get("foreground", {}).get("object")), None)
     if entry is None:
         return counts
-    words = ["unspool", "track", entry["source"], "--from", str(folder), "--objects", str(entry["largest"])]
-    track = shlex.join(words)
-    return f"{counts}\nChoose on the page what to carry at full frame rate; the largest alone: {track}"
+    one, cues = str(entry["foreground"]["object"]), ", ".join(entry["foreground"]["cues"])
+    track = shlex.join(["unspool", "track", entry["source"], "--from", str(folder), "--objects", one])
+    choose = "Choose on the page what to carry at full frame rate"
+    return f"{counts}\n{choose}; what stands out ({cues}): {track}"
+
+
+def _found(entry: Json) -> str:
+    objects = f"{entry['name']}: {counted(len(entry['objects']), 'object')}"
+    one = entry.get("foreground", {})
+    where = f"videos/{entry['name']}/foreground"
+    return f"{objects}, foreground: object {one['object']} ({where})" if one.get("written") else objects
 
 
 def _estimate(

@@ -41,6 +41,7 @@ def _shape(video: Any, correlator: Any, segmenting: Json) -> tuple[int, int, int
 
 def bytes_needed(video: Any, correlator: Any, segmenting: Json) -> tuple[int, int]:
     """Bytes beside clustering, and the least for clustering one of its windows."""
+    from unspool.ops.motion import BYTES_PER_TOKEN  # noqa: PLC0415
     from unspool.tracking import FRAMES_IN_HAND, resident  # noqa: PLC0415
 
     frames, tokens, columns = _shape(video, correlator, segmenting)
@@ -48,7 +49,8 @@ def bytes_needed(video: Any, correlator: Any, segmenting: Json) -> tuple[int, in
     inside = getattr(correlator.encoder, "bytes_per_image", lambda height, width: 0)
     maps = 3 * 4 * frames * tokens * correlator.encoder.dim
     pictures = 4 * FRAMES_IN_HAND * video.height * video.width
-    beside = resident() + inside(video.height, video.width) + maps + pictures
+    at_once = max(inside(video.height, video.width), BYTES_PER_TOKEN * tokens)
+    beside = resident() + at_once + maps + pictures
     together = min(how.clustering.frames, frames) if how.clustering.algorithm == "windowed" else frames
     rows = together * tokens
     least = 4 * (2 * rows * columns + 2 * rows**2 + rows * min(columns, 4096))
@@ -88,6 +90,7 @@ def seconds_per_frame(whole: Any, video: Any, correlator: Any, segmenting: Json)
     """Of encoding and clustering: a blank frame is encoded; what clusters is timed on a few small frames."""
     import numpy as np  # noqa: PLC0415
 
+    from unspool.ops.motion import relative_motion  # noqa: PLC0415
     from unspool.segmenting import check_offers, encoded, input_size  # noqa: PLC0415
 
     how = segmenting_of(segmenting)
@@ -96,7 +99,8 @@ def seconds_per_frame(whole: Any, video: Any, correlator: Any, segmenting: Json)
     blank = np.zeros((video.height, video.width, 3), np.uint8)
     size = input_size(video.height, video.width, correlator.encoder, how)
     started = perf_counter()
-    encoded(blank, correlator, size, how)
+    seen = encoded(blank, correlator, size, how)
+    relative_motion(seen.image, seen.image)
     return perf_counter() - started + clustering
 
 

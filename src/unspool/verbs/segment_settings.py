@@ -34,6 +34,7 @@ class SegmentSettings:
     memory: int | None = None  # bytes that the command may take in all
     segmenting: Json = field(default_factory=dict)  # single settings over the defaults
     refining: Json = field(default_factory=dict)  # fields of `unspool.ops.refining.Refining`
+    foreground: bool = False  # whether masks of the one object that stands out are written beside the others
     processes: int = 1  # that share the memory
 
     @property
@@ -59,6 +60,12 @@ def resolve_segment_settings(
     if settings.every < 1:
         raise UsageError(f"--every {settings.every}: at least 1, which segments all frames")
     refining_of(settings)
+    if not isinstance(settings.foreground, bool):
+        raise UsageError(f"foreground = {settings.foreground!r}: expected true or false")
+    if settings.foreground and represented(settings) == "attention":
+        raise UsageError(
+            "--foreground: clusters of attention belong to single frames; take block, features or fused"
+        )
     return settings
 
 
