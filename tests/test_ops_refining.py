@@ -10,8 +10,10 @@ from unspool.errors import UsageError
 from unspool.ops.refining import (
     Refining,
     _box,
+    areas_of,
     bilinear,
     guided,
+    largest,
     largest_only,
     nearest,
     with_holes_filled,
@@ -106,3 +108,11 @@ def test_the_box_is_the_mean_of_what_there_is() -> None:
 def test_values_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="refining"):
         Refining(**wrong)  # type: ignore[arg-type]
+
+
+@given(arrays(np.int64, (2, 3, 4), elements=st.integers(0, 5)), st.integers(1, 6))
+def test_the_largest_of_label_maps_are_those_of_most_pixels(labels: np.ndarray, count: int) -> None:
+    stays = largest(areas_of(labels), count)
+    sizes = {i: int((labels == i).sum()) for i in range(1, 6) if (labels == i).any()}
+    expected = sorted(sizes, key=lambda i: (-sizes[i], i))[:count]
+    assert np.flatnonzero(stays).tolist() == sorted(expected)

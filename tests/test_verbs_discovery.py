@@ -99,7 +99,7 @@ def test_of_masks_made_elsewhere_only_named_sequences_are_scored(run: Run, trees
         ("tracking", ("--model", "dul-small"), "--model"),
         ("tracking", ("--set", "propagation.top_k=3"), "--set"),
         ("discovery", ("--tau", "1"), "--tau"),
-        ("discovery", ("--minimum-size", "0.1"), "--minimum-size"),
+        ("discovery", ("--smallest", "0.1"), "--smallest"),
     ],
 )
 def test_masks_made_elsewhere_take_no_options_of_a_model(
@@ -144,14 +144,14 @@ def test_rendered_clips_are_segmented_and_scored(run: Run, tmp_path: Path) -> No
 
 def test_what_is_scored_are_the_masks_after_all_steps_that_the_result_names(run: Run, tmp_path: Path) -> None:
     (tmp_path / "own.toml").write_text("smallest = 0.02\n")
-    steps = ("--upsampling", "bilinear", "--config", "own.toml", "--fill-holes", "--minimum-size", "0.03")
+    steps = ("--upsampling", "bilinear", "--config", "own.toml", "--fill-holes")
     scored = ("--protocol", "miou-frame")
     for options, folder in (((), "plain"), (steps, "r")):
         code, _, err = run(
             "eval", "discovery", "--data", "rendered:1", *SMALL, *scored, *options, "-o", folder
         )
         assert code == 0, err
-    said = "minimum size 0.03, smallest 0.02 of the video, upsampling bilinear, holes filled"
+    said = "smallest 0.02 of the video, upsampling bilinear, holes filled"
     scores = read(tmp_path / "r/scores.json")
     assert scores["postprocessing"] == read(tmp_path / "r/run.json")["config"]["postprocessing"] == said
     clip = sequences.rendered_sequences("1")[0]
@@ -212,7 +212,7 @@ def test_a_dry_run_tells_what_would_be_done(run: Run, tmp_path: Path) -> None:
         (["--data", "rendered:2", "--protocol", "mIoU"], "protocol 'mIoU' is unknown"),
         (["--data", "rendered:2", "--foreground", "best"], "--foreground best: there are label-free"),
         (["--data", "rendered:2", "--every", "2"], "protocols score all frames"),
-        (["--data", "rendered:2", "--minimum-size", "7"], "is no share of a frame"),
+        (["--data", "rendered:2", "--smallest", "7"], "refining.smallest = 7.0 is out of range"),
         (["--pred", "x"], "--pred and --truth belong together"),
         (["--pred", "x", "--truth", "y", "--protocol", "single-object-label-free-cues"], "masks alone tell"),
         ([], "give either --data KIND:PATH"),

@@ -109,7 +109,6 @@ def eval_discovery(
     truth: Path | None = None,
     protocol: Several = None,
     foreground: Several = None,
-    minimum_size: float = 0.0,
     options: SegmentOptions = SegmentOptions(),
     run: RunOptions = RunOptions(),
 ) -> int:
@@ -139,8 +138,6 @@ def eval_discovery(
         Who chooses the one cluster that davis16-* and segtrack-fbms score: label-free, label-free-cues,
         oracle-frame, oracle-video, given (every id of the masks). Default: the first four, apart; given
         with --pred.
-    minimum_size
-        Drop clusters that cover this share of a frame nowhere, 0..1. Default: 0, which drops none.
     """
     from unspool.verbs import discovery as verbs
     from unspool.verbs.segment_settings import resolve_segment_settings
@@ -155,7 +152,7 @@ def eval_discovery(
     }
     names = _named("sequences", sequences)
     if pred is not None:
-        _refuse_with_pred({**vars(options), "minimum_size": minimum_size or None})
+        _refuse_with_pred(vars(options))
         return run_plan(verbs.score_plan, run, None, pred=pred, truth=truth, names=names, **shared)
     settings = resolve_segment_settings(
         options.given(), options.config, options.settings or [], workers=max(1, run.workers)
@@ -167,7 +164,6 @@ def eval_discovery(
         settings=settings,
         data=data,
         names=names,
-        minimum_size=minimum_size,
         **shared,
     )
 

@@ -147,15 +147,15 @@ def head_mean_attention(
     Source: SSL-UVOS eval_oneshot.py: mem_efficient_hierarchical_cluster; paper Eq. 1.
     """
     heads, tokens, _ = queries.shape
-    found = queries.new_empty((tokens, keys.shape[1]))
-    scaled = queries * scale
+    found, scaled = queries.new_empty((tokens, keys.shape[1])), queries * scale
+    held = queries.new_empty((min(ROWS, tokens), keys.shape[1]))
     for start in range(0, tokens, ROWS):
         part = found[start : start + ROWS]
+        of_head = held[: len(part)]
         for head in range(heads):
-            products = scaled[head, start : start + ROWS] @ keys[head].T
-            if head == 0:
-                torch.softmax(products, dim=1, out=part)
-            else:
-                part.add_(torch.softmax(products, dim=1))
+            torch.mm(scaled[head, start : start + ROWS], keys[head].T, out=of_head)
+            torch.softmax(of_head, dim=1, out=part if head == 0 else of_head)
+            if head:
+                part.add_(of_head)
         part.div_(heads).clamp_(min=eps)
     return found

@@ -6,19 +6,20 @@ guided filter that of He, Sun and Tang, "Guided Image Filtering" (TPAMI 2013).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64, Integer
 from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, interpolate
 
 from unspool.errors import UsageError
 
+LabelMap = Integer[np.ndarray, "h w"]
 Upsampling = Literal["nearest", "bilinear", "guided"]
 EPS = 1e-3  # of the guided filter: variance of grey, in 0..1 squared, below which it smooths
 
@@ -140,3 +141,23 @@ def _box(values: Float[Tensor, "H W"], radius: int) -> Float[Tensor, "H W"]:
     width = 2 * radius + 1
     across = avg_pool1d(values[None], width, 1, radius, count_include_pad=False)[0]
     return avg_pool1d(across.T[None], width, 1, radius, count_include_pad=False)[0].T
+
+
+# ------------------------------------------------------------------------- of label maps, frame by frame
+
+
+def areas_of(frames: Iterable[LabelMap]) -> Int64[np.ndarray, "t ids"]:
+    """Pixels of every id in every frame; ids from 0."""
+    counts = [np.bincount(frame.ravel()) for frame in frames]
+    ids = max((len(count) for count in counts), default=0)
+    return np.array([np.pad(count, (0, ids - len(count))) for count in counts], np.int64).reshape(-1, ids)
+
+
+def largest(areas: Int64[np.ndarray, "t ids"], count: int) -> Bool[np.ndarray, " ids"]:
+    """The `count` ids with most pixels in all frames; the lower on ties, never 0 nor one that is nowhere."""
+    total = areas.sum(axis=0)
+    total[:1] = 0
+    order = np.argsort(-total, kind="stable")[:count]
+    found = np.zeros(len(total), bool)
+    found[order] = total[order] > 0
+    return found

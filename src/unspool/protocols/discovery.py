@@ -71,7 +71,7 @@ from unspool.metrics import (
 from unspool.metrics.davis import FRAMEWISE_PROPOSALS, OFFICIAL_PROPOSALS
 from unspool.metrics.labels import LabelMaps
 from unspool.ops.foreground import border_contact, standing_free
-from unspool.ops.postprocessing import areas_of, largest
+from unspool.ops.refining import areas_of, largest
 from unspool.protocols.tracking import SequenceScores, from_record, to_record
 
 Json = dict[str, Any]

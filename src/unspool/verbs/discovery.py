@@ -17,7 +17,6 @@ from unspool.data.vos import LabelMap, label_map, mask_trees
 from unspool.data.ytvis import ytvis_sequences
 from unspool.errors import DataError, UnspoolWarning, UsageError, counted, told_by
 from unspool.jobs import Estimate, Plan, Report, Stop
-from unspool.ops.postprocessing import PostProcessing, postprocessed
 from unspool.options import digest, file_stamp, in_words
 from unspool.protocols.discovery import (
     FOREGROUNDS,
@@ -108,7 +107,6 @@ class DiscoveryJob:
     folder: Path
     settings: SegmentSettings
     segmenting: Json
-    dropping: PostProcessing  # by size in one frame; what else is done to masks is in the settings
     rows: tuple[Row, ...]
 
     @property
@@ -125,21 +123,18 @@ def discovery_plan(
     names: tuple[str, ...],
     protocols: Sequence[str] | None,
     foregrounds: Sequence[str] | None,
-    minimum_size: float,
 ) -> Plan:
     """`unspool eval discovery --data KIND:PATH`: one job per video, scores over all of them."""
     if settings.every != 1:
         raise UsageError(f"--every {settings.every}: protocols score all frames; leave it out")
-    after = PostProcessing(minimum_size)
-    steps = ", ".join([after.name] * (minimum_size > 0) + refining_of(settings).steps) or "none"
+    steps = ", ".join(refining_of(settings).steps) or "none"
     name, videos, kind = _videos(data, names, settings.seed)
     rows = rows_of(protocols or kind.protocols, _checked(foregrounds or FOREGROUNDS))
     settings = _for_one_object(settings) if kind.one_object else settings
     folder = output or Path(f"unspool-eval-discovery-{name}-{safe_name(settings.model)}")
     segmenting = segmenting_record(settings)
     jobs = [
-        DiscoveryJob(safe_name(video.name), video, folder, settings, segmenting, after, rows)
-        for video in videos
+        DiscoveryJob(safe_name(video.name), video, folder, settings, segmenting, rows) for video in videos
     ]
     config = {
         "data": name,
@@ -216,16 +211,15 @@ def _discover_video(
         ) as result:
             clock.total = len(video)
             found = segment(video, correlator, how, progress=clock)
-            kept = replace(found, labels=postprocessed(found.labels + 1, job.dropping) - 1)
             refining, patch = refining_of(job.settings), video.height / found.labels.shape[1]
-            masks_of = refined_masks(kept, video, refining, patch)
+            masks_of = refined_masks(found, video, refining, patch)
             clock.begin("writing")
             for (image, mask), true in zip(masks_of, job.video.truth(), strict=True):
                 result.write(image, mask, true)
                 clock("writing", 1)
             result.close()
             masks = tuple(masks_written(job.folder, job.name, len(video)))
-            ids = refined_ids(kept, refining).numpy()
+            ids = refined_ids(found, refining).numpy()
             chosen, cues = foreground_of(found, ids, correlator.encoder.name, how)
             prediction = Prediction(masks, without_black_borders(video[0]), found.foreground(ids))
             scored = score_video(job.name, prediction, job.video.truth, job.rows, fewer=True)
