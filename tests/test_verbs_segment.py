@@ -116,6 +116,18 @@ def test_masks_of_the_object_that_stands_out_are_written_when_asked_for(run: Run
         assert np.array_equal(alone, (mask == chosen).astype(np.uint8))
 
 
+def test_where_no_object_is_left_the_foreground_is_empty_and_the_command_says_so(
+    run: Run, tmp_path: Path
+) -> None:
+    make_clip(tmp_path / "clip.mp4", frames=2)
+    code, out, err = run("segment", "clip.mp4", *PIECES, "-o", "r", "--foreground", "--smallest", "0.99")
+    assert code == 0, err
+    home = tmp_path / "r" / "videos" / "clip"
+    assert read(home / "done.json")["foreground"]["object"] == 0
+    assert not any(read_truth(path).any() for path in (home / "foreground").iterdir())
+    assert "clip: 0 objects, foreground: none, its masks are empty (videos/clip/foreground)" in out
+
+
 def test_masks_are_the_labels_of_the_hierarchy_file_at_the_videos_size(run: Run, tmp_path: Path) -> None:
     make_clip(tmp_path / "clip.mp4")
     run("segment", "clip.mp4", *SMALL, "-o", "r")

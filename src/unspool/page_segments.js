@@ -236,7 +236,8 @@ const cutting = {
     if (this.clusters !== null) this.uncut();
     this.use("choose");
     if (!look.chosen.has(id)) this.choose(id);
-    if (!area[position]) goTo(area.findIndex((pixels) => 2 * pixels >= Math.max(...area)));
+    const most = area.reduce((a, b) => Math.max(a, b), 0);
+    if (!area[position]) goTo(area.findIndex((pixels) => 2 * pixels >= most));
   },
 
   /** What is chosen becomes one object of the mask. */

@@ -260,7 +260,7 @@ def encoded(
     if how.represent == "attention":
         own = own.view(-1, size[0] // encoder.patch, size[1] // encoder.patch)
     grid = (own.shape[1], own.shape[2])
-    tiny = small(pixels[0].to(own.device), grid)
+    tiny = small(pixels[0], grid).to(own.device)  # MPS shrinks by areas only where sizes divide
     cues = {"motion": relative_motion(before.image, tiny) if before else torch.full(grid, torch.nan)}
     if "cls_attention" in found:
         attention = found["cls_attention"][0].float().mean(0)

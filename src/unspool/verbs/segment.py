@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from jaxtyping import Integer
 
 from unspool.errors import UnspoolError, UnspoolWarning, UsageError, counted, told_by
 from unspool.inputs import default_folder, expand_inputs, names_of
@@ -34,6 +35,7 @@ from unspool.verbs.unfinished import KEEP_EVERY, decisive, kept_files, read_unfi
 from unspool.video import open_video
 from unspool.video_result import VideoResult
 
+LabelMap = Integer[np.ndarray, "h w"]
 PALETTE = 96  # colours that the clusters of a cut share
 
 # ------------------------------------------------------------------------------------ one video's job
@@ -108,7 +110,7 @@ def _segment_video(
                 result.write(image, labels)
                 if masks is not None:
                     masks.mkdir(exist_ok=True)
-                    write_mask(masks / f"{index:05d}.png", (labels == chosen["object"]).astype(np.uint8))
+                    write_mask(masks / f"{index:05d}.png", only(labels, chosen["object"]))
                 clock("writing", 1)
             frames = range(0, len(found.labels) * job.settings.every, job.settings.every)
             write_hierarchy(result.home / "hierarchy.npz", found, frames, how.clustering.tau)
@@ -219,6 +221,11 @@ def for_page(
     }
 
 
+def only(labels: LabelMap, id_: int) -> LabelMap:
+    """1 where the object is, 0 elsewhere; nowhere for 0, which is nobody."""
+    return ((labels == id_) & (id_ != 0)).astype(np.uint8)
+
+
 def foreground_of(found: Any, ids: Any, encoder: str, how: Any) -> tuple[Json, Json]:
     """What is recorded of the object that stands out, and of all clusters that are left as `ids`.
 
@@ -291,8 +298,10 @@ def _next_step(folder: Path, done: list[Json]) -> str:
 def _found(entry: Json) -> str:
     objects = f"{entry['name']}: {counted(len(entry['objects']), 'object')}"
     one = entry.get("foreground", {})
-    where = f"videos/{entry['name']}/foreground"
-    return f"{objects}, foreground: object {one['object']} ({where})" if one.get("written") else objects
+    if not one.get("written"):
+        return objects
+    which = f"object {one['object']}" if one["object"] else "none, its masks are empty"
+    return f"{objects}, foreground: {which} (videos/{entry['name']}/foreground)"
 
 
 def _estimate(
