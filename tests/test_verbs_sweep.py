@@ -69,6 +69,8 @@ def test_runs_fill_a_table_once(tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert all(0 <= row["J&F-Mean"] <= 1 for row in rows)
     table = Path("out/table.md").read_text().splitlines()
     assert table[0] == "# Table 0" and "dul.embedding" in table[2] and "0.0001" in table[4]
+    at = [cell.strip() for cell in table[2].split("|")].index("J&F-Mean")
+    assert table[4].split("|")[at].strip() == f"{100 * rows[0]['J&F-Mean']:.1f}"
     record = json.loads(Path("out/wide/run.json").read_text())
     assert record["config"]["augmentation.size"] == [24, 24] and record["config"]["dul.width"] == 4
     assert 'href="wide/index.html"' in Path("out/index.html").read_text()

@@ -251,8 +251,8 @@ def _speed_in_words(found: Json) -> str:
     """One line for people."""
     sizes = ", ".join(found["inputs"][:3]) + (", ..." if len(found["inputs"]) > 3 else "")
     return (
-        f"model {found['fps_model']} frames/s (warm-up: {counted(found['warm_up_videos'], 'video')}), end to end "
-        f"{found['fps_end_to_end']} frames/s, peak memory {found['peak_memory'] / 1e9:.2f} GB; "
+        f"model {found['fps_model']} frames/s (warm-up: {counted(found['warm_up_videos'], 'video')}), "
+        f"end to end {found['fps_end_to_end']} frames/s, peak memory {found['peak_memory'] / 1e9:.2f} GB; "
         f"{found['device']}, {found['precision']}, input {sizes}, objects {found['objects']}, "
         f"context {found['context']} frames"
     )

@@ -169,7 +169,8 @@ def _chain(item: Item, sweep: Sweep, method: str, words: Sequence[str], folder: 
 def _write_table(sweep: Sweep, folder: Path, report: Report) -> None:
     rows = [_row(item, folder / item.name, len(sweep.evaluations)) for item in sweep.items]
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    others = {"run", "status", "steps", "loss"}.union(*(item.overrides for item in sweep.items))
+    cells = [[_cell(row.get(column), score=column not in others) for column in columns] for row in rows]
     lines = [f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
     lines += [f"| {' | '.join(row)} |" for row in cells]
     with written_whole(folder / "table.md") as part:
@@ -191,8 +192,10 @@ def _row(item: Item, home: Path, evaluations: int) -> Json:
     return row
 
 
-def _cell(value: object) -> str:
+def _cell(value: object, *, score: bool) -> str:
+    """As the table shows it: scores in per cent."""
     if value is None:
         return ""
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text.replace("|", "\\|")
+    if isinstance(value, float):
+        return f"{100 * value:.1f}" if score else f"{value:.4g}"
+    return str(value).replace("|", "\\|")
