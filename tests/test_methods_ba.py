@@ -115,6 +115,12 @@ def test_weights_that_pass_a_gradient_change_the_gradient_but_not_the_loss() -> 
     assert not all(torch.allclose(*pair) for pair in zip(detached, attached, strict=True))
 
 
+@pytest.mark.parametrize("others", [{"form": "code"}, {"form": "paper", "entropy": False}])
+def test_weights_that_cannot_pass_a_gradient_are_not_asked_to(others: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"detach_weights = False changes nothing.*take form = 'paper'"):
+        Config(detach_weights=False, **others)
+
+
 def test_the_mean_over_pairs_is_the_sum_over_their_number() -> None:
     config = replace(SMALL, form="paper")
     mean, _ = loss(learner(config), clips(), seeded())

@@ -54,7 +54,7 @@ class Config:
     semantic: bool = True  # L_s (Table 3)
     motion: bool = True  # L_m (Table 3)
     entropy: bool = True  # weights w; else all queries weigh the same (Table 3)
-    detach_weights: bool = True  # w passes no gradient; false: it does, in `paper` (`code` never)
+    detach_weights: bool = True  # w passes no gradient; false: it does; of `paper` with `entropy` only
     semantic_sets: tuple[int, int] = (30, 200)  # positives, negatives per frame, of `code` (decision 7)
     sets: tuple[int, int] = (10, 50)  # K_p, K_n: of L_m, and of L_s in `paper`
     hinges: tuple[float, float] = (0.9, 0.1)  # cosine of positives at least, of negatives at most, of `code`
@@ -93,6 +93,11 @@ class Config:
         ):
             if not valid:
                 raise UsageError(f"ba.{name} = {getattr(self, name)!r} is out of range")
+        if not self.detach_weights and not (self.form == "paper" and self.entropy):
+            raise UsageError(
+                f"ba.detach_weights = False changes nothing with ba.form = {self.form!r} and ba.entropy = "
+                f"{self.entropy}; take form = 'paper' and entropy = true, or leave it out"
+            )
 
 
 # --- 3.2 The spatio-temporal block (encoders/correlator.py) -----------------------------------------------
