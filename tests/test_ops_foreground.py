@@ -11,7 +11,6 @@ from unspool.ops.foreground import (
     border_contact,
     means,
     ranks_of,
-    standing_free,
     standing_out,
     with_values,
 )
@@ -24,7 +23,9 @@ VALUES = st.lists(st.integers(0, 4).map(float) | st.just(np.nan), min_size=1, ma
 
 
 def chosen(frames: np.ndarray) -> int:
-    return standing_free(border_contact(frames), np.bincount(frames.ravel()), frames.size)
+    """By border contact alone."""
+    contact = {"border contact": border_contact(frames)}
+    return standing_out(contact, np.bincount(frames.ravel()), frames.size)
 
 
 def test_the_cluster_that_touches_the_border_least_is_the_object() -> None:
@@ -57,6 +58,14 @@ def test_nobody_is_never_the_object() -> None:
     assert chosen(frames) == 0
     frames[:, :5] = 4
     assert chosen(frames) == 4
+
+
+@given(LABELS)
+def test_with_border_contact_alone_the_least_is_chosen(labels: np.ndarray) -> None:
+    contact, areas = border_contact(labels), np.bincount(labels.ravel())
+    there = [i for i in range(1, len(areas)) if areas[i]]
+    candidates = [i for i in there if 0.01 <= areas[i] / labels.size <= 0.6] or there
+    assert chosen(labels) == min(candidates, key=lambda i: (contact[i], -areas[i], i), default=0)
 
 
 @given(LABELS)

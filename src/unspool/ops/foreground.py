@@ -1,6 +1,6 @@
 """One foreground, chosen without truth: by where clusters stand, how they move and what is attended to.
 
-Label maps `[H, W]` of one video: ids are clusters, 0 is nobody. The rules are ours; none looks at truth.
+Label maps `[H, W]` of one video: ids are clusters, 0 is nobody. The rule is ours; it never looks at truth.
 
   border contact   with the frame's border; little speaks for an object
   motion           apart from the camera, over the frame's mean (`ops/motion.py`); much speaks for an object
@@ -66,24 +66,15 @@ def means(totals: Totals) -> ByCluster:
     return np.where(totals[1] > 0, totals[0] / np.maximum(totals[1], 1), np.nan)
 
 
-# --------------------------------------------------------------------------------------------- the rules
-
-
-def standing_free(contact: ByCluster, areas: Int64[np.ndarray, " ids"], video: int) -> int:
-    """The id of a single object, chosen without truth: the least border contact.
-
-    Of those that cover 1 to 60 % of the video (all, where there is none); the larger on ties, then the lower;
-    0 if there is no cluster at all. `areas`: pixels of each id in the whole video; `video`: of all together.
-    """
-    candidates = _fitting(areas, video)
-    return min(candidates.tolist(), key=lambda i: (contact[i], -areas[i]), default=0)
+# ---------------------------------------------------------------------------------------------- the rule
 
 
 def standing_out(cues: Mapping[str, ByCluster], areas: Int64[np.ndarray, " ids"], video: int) -> int:
     """The id of a single object, chosen without truth: the best mean rank over the cues that there are.
 
-    `cues`: of names in SIGNS, for every id. Candidates and ties as for `standing_free`, which this is where
-    border contact is the only cue. Of what a cue says nothing, it says the least.
+    Candidates cover 1 to 60 % of the video (where none does, all are); the larger on ties, then the lower;
+    0 if there is no cluster at all. `cues`: of names in SIGNS, for every id; what a cue says nothing of comes
+    last. `areas`: pixels of each id in the whole video; `video`: of all together.
     """
     candidates = _fitting(areas, video)
     ranks = sum((ranks_of(SIGNS[name] * cue[candidates]) for name, cue in cues.items()), np.zeros(1))

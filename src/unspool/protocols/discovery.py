@@ -70,7 +70,7 @@ from unspool.metrics import (
 )
 from unspool.metrics.davis import FRAMEWISE_PROPOSALS, OFFICIAL_PROPOSALS
 from unspool.metrics.labels import LabelMaps
-from unspool.ops.foreground import border_contact, standing_free
+from unspool.ops.foreground import border_contact, standing_out
 from unspool.ops.refining import areas_of, largest
 from unspool.protocols.tracking import SequenceScores, from_record, to_record
 
@@ -298,7 +298,8 @@ NOWHERE = -1  # the id of no pixel
 
 def _by_border(prediction: Prediction) -> int:
     areas = areas_of(prediction.maps())
-    return standing_free(border_contact(prediction.maps()), areas.sum(axis=0), int(areas.sum()))
+    cue = {"border contact": border_contact(prediction.maps())}
+    return standing_out(cue, areas.sum(axis=0), int(areas.sum()))
 
 
 def _by_cues(prediction: Prediction) -> int:
