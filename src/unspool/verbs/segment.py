@@ -223,7 +223,8 @@ def for_page(
 
 def only(labels: LabelMap, id_: int) -> LabelMap:
     """1 where the object is, 0 elsewhere; nowhere for 0, which is nobody."""
-    return ((labels == id_) & (id_ != 0)).astype(np.uint8)
+    there: LabelMap = ((labels == id_) & (id_ != 0)).astype(np.uint8)
+    return there
 
 
 def foreground_of(found: Any, ids: Any, encoder: str, how: Any) -> tuple[Json, Json]:
