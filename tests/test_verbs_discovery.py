@@ -196,6 +196,32 @@ def test_one_object_is_scored_for_every_way_of_choosing_it(run: Run, tmp_path: P
     assert all(str(one["foreground"]["object"]) in one["cues"] for one in done)
 
 
+ATTENTION = ("--resolution", "32x48", "--model", "random-vits16", "--set", "represent=attention")
+
+
+def test_clusters_of_single_frames_are_not_scored_by_cues(run: Run, tmp_path: Path) -> None:
+    root = make_single(tmp_path / "ST")
+    code, out, err = run("eval", "discovery", "--data", f"segtrack:{root}", *ATTENTION, "-o", "r")
+    assert code == 0, err
+    protocols = read(tmp_path / "r" / "scores.json")["protocols"]
+    assert "single-object-label-free" in protocols and not any("cues" in name for name in protocols)
+    assert "single-object-label-free-cues: clusters of attention belong to single frames" in out
+    done = [read(path) for path in (tmp_path / "r").glob("videos/*/done.json")]
+    assert [(one["foreground"]["object"], one["foreground"]["cues"]) for one in done] == [(0, [])]
+
+
+@pytest.mark.parametrize(
+    "named", [("--foreground", "label-free-cues"), ("--protocol", "single-object-label-free-cues")]
+)
+def test_a_choice_by_cues_among_clusters_of_single_frames_is_refused(
+    run: Run, tmp_path: Path, named: tuple[str, ...]
+) -> None:
+    root = make_single(tmp_path / "ST")
+    code, _, err = run("eval", "discovery", "--data", f"segtrack:{root}", *ATTENTION, *named, "-o", "r")
+    assert code == 2
+    assert "belong to single frames, so that it has nothing to choose; take label-free" in err
+
+
 def test_a_dry_run_tells_what_would_be_done(run: Run, tmp_path: Path) -> None:
     code, out, err = run("eval", "discovery", "--data", "rendered:2", *SMALL, "-o", "r", "--dry-run")
     assert code == 0, err

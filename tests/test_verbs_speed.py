@@ -33,8 +33,9 @@ def test_what_was_done_without_a_clock_has_no_speed() -> None:
 
 
 def test_the_numbers_are_printed_with_the_timings(capsys: pytest.CaptureFixture[str]) -> None:
+    done = [video(0, 4.0), video(1, 2.0)]
     with Reporter(timings=True) as report:
-        report({"event": "end", "page": "r", "timings": {}, "frames": 10, "speed": speed([video(0, 4.0)])})
+        report({"event": "end", "page": "r", "timings": {}, "frames": 10, "speed": speed(done)})
     told = " ".join(capsys.readouterr().err.split())
-    assert "model 2.5 frames/s (warm-up: 0 videos), end to end 2.0 frames/s, peak memory 1.00 GB" in told
+    assert "model 5.0 frames/s (warm-up: 1 video), end to end 2.0 frames/s, peak memory 1.00 GB" in told
     assert "cpu, fp32, input 64x48, objects 1, context 20 frames" in told

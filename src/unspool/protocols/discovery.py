@@ -78,7 +78,8 @@ Json = dict[str, Any]
 Measured = ObjectScores | ObjectOverlaps | float
 Truth = Callable[[], Iterator[LabelMap | None]]  # from the first frame on, whenever it is called
 
-FOREGROUNDS = ("label-free", "label-free-cues", "oracle-frame", "oracle-video")
+CUES = "label-free-cues"
+FOREGROUNDS = ("label-free", CUES, "oracle-frame", "oracle-video")
 GIVEN = "given"  # every id of the prediction is the foreground
 NO_CUES = "masks alone tell neither motion nor attention, so that label-free-cues has nothing to choose by"
 
@@ -135,7 +136,7 @@ PROTOCOLS = {
         davis16_allframes, OBJECTS, "J-Mean", foreground=True, chosen="label-free"
     ),
     "single-object-label-free-cues": Protocol(
-        davis16_allframes, OBJECTS, "J-Mean", foreground=True, chosen="label-free-cues"
+        davis16_allframes, OBJECTS, "J-Mean", foreground=True, chosen=CUES
     ),
 }
 
@@ -284,7 +285,7 @@ def _foreground_maps(predicted: Iterator[LabelMap], choose: Choice) -> Iterator[
 def _choice(how: str, prediction: Prediction, truth: Truth, frames: Sequence[int]) -> Choice:
     """The cluster that is taken for the object: by a rule without truth, or the best one by truth."""
     if how.startswith("label-free"):
-        chosen = _by_cues(prediction) if how == "label-free-cues" else _by_border(prediction)
+        chosen = _by_cues(prediction) if how == CUES else _by_border(prediction)
         return lambda place: chosen or NOWHERE
     oracle = {"oracle-frame": single_object_oracle_frame, "oracle-video": single_object_oracle_video}[how]
     scores = oracle(prediction.maps(frames), (labels for labels in truth() if labels is not None))

@@ -19,10 +19,12 @@ from unspool.errors import DataError, UnspoolWarning, UsageError, counted, told_
 from unspool.jobs import Estimate, Plan, Report, Stop
 from unspool.options import digest, file_stamp, in_words
 from unspool.protocols.discovery import (
+    CUES,
     FOREGROUNDS,
     GIVEN,
     MANY,
     NO_CUES,
+    PROTOCOLS,
     SINGLE,
     SPARSE,
     Prediction,
@@ -39,6 +41,7 @@ from unspool.verbs.scoring import link_official
 from unspool.verbs.segment import foreground_of
 from unspool.verbs.segment_needs import Clock, bytes_needed, memory_for_clustering, seconds_per_frame
 from unspool.verbs.segment_settings import (
+    BY_FRAME,
     SegmentSettings,
     correlator_of,
     correlator_record,
@@ -130,6 +133,7 @@ def discovery_plan(
     steps = ", ".join(refining_of(settings).steps) or "none"
     name, videos, kind = _videos(data, names, settings.seed)
     rows = rows_of(protocols or kind.protocols, _checked(foregrounds or FOREGROUNDS))
+    rows, left_out = _with_a_choice(rows, {*(protocols or ()), *(foregrounds or ())}, settings)
     settings = _for_one_object(settings) if kind.one_object else settings
     folder = output or Path(f"unspool-eval-discovery-{name}-{safe_name(settings.model)}")
     segmenting = segmenting_record(settings)
@@ -153,7 +157,7 @@ def discovery_plan(
         discover_video,
         model=partial(correlator_record, settings),
         estimate=partial(_estimate, settings, segmenting),
-        finish=partial(_finish, jobs, rows, steps),
+        finish=partial(_finish, jobs, rows, steps, left_out),
     )
 
 
@@ -162,6 +166,17 @@ def _checked(foregrounds: Sequence[str]) -> Sequence[str]:
         if name not in (*FOREGROUNDS, GIVEN):
             raise UsageError(f"--foreground {name}: there are {', '.join((*FOREGROUNDS, GIVEN))}")
     return foregrounds
+
+
+def _with_a_choice(
+    rows: Sequence[Row], named: set[str], settings: SegmentSettings
+) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+    """Rows that can be scored, and those whose object nobody can choose; UsageError where one was `named`."""
+    blind = tuple(r for r in rows if r.foreground == CUES and represented(settings) == "attention")
+    if blind and named & {CUES, *(row.protocol for row in blind if PROTOCOLS[row.protocol].chosen)}:
+        remedy = "take label-free, or represent = block, features or fused"
+        raise UsageError(f"{blind[0].label}: {BY_FRAME}, so that it has nothing to choose; {remedy}")
+    return tuple(row for row in rows if row not in blind), blind
 
 
 def _for_one_object(settings: SegmentSettings) -> SegmentSettings:
@@ -221,7 +236,7 @@ def _discover_video(
             masks = tuple(masks_written(job.folder, job.name, len(video)))
             ids = refined_ids(found, refining).numpy()
             chosen, cues = foreground_of(found, ids, correlator.encoder.name, how)
-            prediction = Prediction(masks, without_black_borders(video[0]), found.foreground(ids))
+            prediction = Prediction(masks, without_black_borders(video[0]), chosen["object"])
             scored = score_video(job.name, prediction, job.video.truth, job.rows, fewer=True)
             return result.finish(
                 seconds=perf_counter() - started,
@@ -229,7 +244,7 @@ def _discover_video(
                 extra={
                     "identity": identity,
                     "clusters": found.clusters,
-                    "foreground": {**chosen, "object": prediction.by_cues},
+                    "foreground": chosen,
                     "cues": cues,
                     "timings": {**clock.timings, "write": round(result.seconds_writing, 3)},
                     "per_frame": scored,
@@ -238,7 +253,12 @@ def _discover_video(
 
 
 def _finish(
-    jobs: Sequence[DiscoveryJob], rows: Sequence[Row], steps: str, folder: Path, done: Sequence[Json]
+    jobs: Sequence[DiscoveryJob],
+    rows: Sequence[Row],
+    steps: str,
+    left_out: Sequence[Row],
+    folder: Path,
+    done: Sequence[Json],
 ) -> str:
     """Scores over all videos that are done, and their masks in the layout of the official tools."""
     entries = {entry["name"]: entry for entry in done}
@@ -251,6 +271,8 @@ def _finish(
         else:
             link_official(folder, job.name, job.video.frame_names)
     text = _write_scores(folder, [job.name for job in jobs], rows, steps, done)
+    if left_out:
+        text += f"\nwithout {'; '.join(row.label for row in left_out)}: {BY_FRAME}"
     if unfit:
         text += f"\nnot in {folder / 'davis'}, whose layout ends at id {MOST_IDS}: {', '.join(unfit)}"
     return text
@@ -327,7 +349,7 @@ def score_plan(
 ) -> Plan:
     """`unspool eval discovery --pred DIR --truth DIR`: masks made elsewhere; no model, no frames."""
     rows = rows_of(protocols or ["davis17-unsup"], _checked(foregrounds or [GIVEN]))
-    blind = [row.label for row in rows if row.foreground == "label-free-cues"]
+    blind = [row.label for row in rows if row.foreground == CUES]
     if blind:
         raise UsageError(f"{blind[0]}: {NO_CUES}; segment with --data, or take label-free")
     folder = output or Path(f"unspool-eval-{safe_name(pred.resolve().name)}")

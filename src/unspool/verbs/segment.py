@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Integer
@@ -23,6 +23,7 @@ from unspool.options import file_stamp, in_words
 from unspool.results import Json
 from unspool.verbs.segment_needs import Clock, bytes_needed, memory_for_clustering, seconds_per_frame
 from unspool.verbs.segment_settings import (
+    BY_FRAME,
     SegmentSettings,
     Some,
     correlator_of,
@@ -34,6 +35,10 @@ from unspool.verbs.segment_settings import (
 from unspool.verbs.unfinished import KEEP_EVERY, decisive, kept_files, read_unfinished, write_unfinished
 from unspool.video import open_video
 from unspool.video_result import VideoResult
+
+if TYPE_CHECKING:
+    from unspool.segmentation import Segmentation
+    from unspool.segmenting import Segmenting
 
 LabelMap = Integer[np.ndarray, "h w"]
 PALETTE = 96  # colours that the clusters of a cut share
@@ -135,8 +140,8 @@ def _segment_video(
 
 
 def _segmentation(
-    video: Some, correlator: Any, how: Any, page: Path, clock: Clock, keeping: Keeping
-) -> tuple[Any, Sequence[int]]:
+    video: Some, correlator: Any, how: Segmenting, page: Path, clock: Clock, keeping: Keeping
+) -> tuple[Segmentation, Sequence[int]]:
     """The clusters of the video, from where an earlier run was; and which frames' attention the page has."""
     from unspool.segmentation import Carried  # noqa: PLC0415
     from unspool.segmenting import segment  # noqa: PLC0415
@@ -203,7 +208,12 @@ def _made_by(job: SegmentJob, identity: Json, video: Some) -> Json:
 
 
 def for_page(
-    job: SegmentJob, found: Any, tree: Json | None, shown: Sequence[int], how: Any, foreground: Json
+    job: SegmentJob,
+    found: Segmentation,
+    tree: Json | None,
+    shown: Sequence[int],
+    how: Segmenting,
+    foreground: Json,
 ) -> Json:
     """What the page says of a segmentation, and why it lacks what it lacks."""
     why = "" if shown else f"'{how.represent}' was clustered, which has no queries and keys"
@@ -227,17 +237,20 @@ def only(labels: LabelMap, id_: int) -> LabelMap:
     return there
 
 
-def foreground_of(found: Any, ids: Any, encoder: str, how: Any) -> tuple[Json, Json]:
+def foreground_of(
+    found: Segmentation, ids: Integer[np.ndarray, "t h w"], encoder: str, how: Segmenting
+) -> tuple[Json, Json]:
     """What is recorded of the object that stands out, and of all clusters that are left as `ids`.
 
-    Clusters of frames that do not know each other have no such object.
+    Clusters of frames that do not know each other have no such object, and no cues.
     """
-    areas, cues = np.bincount(ids.ravel(), minlength=found.clusters + 1), found.cues
+    linked = how.represent != "attention"
+    areas, cues = np.bincount(ids.ravel(), minlength=found.clusters + 1), found.cues if linked else {}
     why = {"motion": "there is no second frame", "class attention": f"'{encoder}' has no class token"}
     chosen = {
-        "object": 0 if how.represent == "attention" else found.foreground(ids),
+        "object": found.foreground(ids) if linked else 0,
         "cues": list(cues),
-        "left_out": {cue: reason for cue, reason in why.items() if cue not in cues},
+        "left_out": {cue: why[cue] if linked else BY_FRAME for cue in SIGNS if cue not in cues},
     }
     of_clusters: Json = {
         str(id_): {

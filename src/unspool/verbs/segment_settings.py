@@ -18,6 +18,7 @@ from unspool.results import Json
 COSINE_TAU, COSINE_FINEST = 0.1, 0.07  # ours, where features are clustered
 SHIPPED_TAU = 2.5  # published: 1.0; this block tells more apart; chosen on clips that it learnt from
 SHIPPED_RESOLUTION = (160, 240)  # published: 320x480; 192x288 takes three times as long and scores no better
+BY_FRAME = "clusters of attention belong to single frames"  # and have no object of the video among them
 
 # ----------------------------------------------------------------------------------------- settings
 
@@ -63,9 +64,7 @@ def resolve_segment_settings(
     if not isinstance(settings.foreground, bool):
         raise UsageError(f"foreground = {settings.foreground!r}: expected true or false")
     if settings.foreground and represented(settings) == "attention":
-        raise UsageError(
-            "--foreground: clusters of attention belong to single frames; take block, features or fused"
-        )
+        raise UsageError(f"--foreground: {BY_FRAME}; take block, features or fused")
     return settings
 
 
