@@ -152,6 +152,12 @@ def test_the_object_that_stands_out_is_suggested_as_a_first_mask(browser: Browse
     assert "--objects 2" in shown(browser, "track-lines")
 
 
+def test_the_suggestion_goes_to_a_frame_that_shows_it_in_a_video_of_any_length(browser: Browser) -> None:
+    browser.run("unspool.cutting.suggested = { id: 2, area: Array(200000).fill(0).fill(9, 3).fill(4, 2, 3) }")
+    browser.run("unspool.cutting.suggest()")
+    browser.until("s.position === 3")
+
+
 # ------------------------------------------------------------------------------------------ the cut
 
 

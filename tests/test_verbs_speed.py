@@ -38,4 +38,4 @@ def test_the_numbers_are_printed_with_the_timings(capsys: pytest.CaptureFixture[
         report({"event": "end", "page": "r", "timings": {}, "frames": 10, "speed": speed(done)})
     told = " ".join(capsys.readouterr().err.split())
     assert "model 5.0 frames/s (warm-up: 1 video), end to end 2.0 frames/s, peak memory 1.00 GB" in told
-    assert "cpu, fp32, input 64x48, objects 1, context 20 frames" in told
+    assert "cpu, fp32, input 64x48, objects 2, context 20 frames" in told
