@@ -12,7 +12,7 @@ from test_jobs import Item, calls, do, plan, record, run
 
 from unspool.errors import OutputError, UsageError
 from unspool.jobs import Plan
-from unspool.mirror import Mirror
+from unspool.mirror import Copying, Mirror
 
 ADDRESS = "memory://bucket/result"
 
@@ -272,3 +272,37 @@ def test_a_copy_that_was_cut_does_not_harm_what_is_whole_here(
     assert (here / "calls.txt").read_text() == "a\n"
     for name in there():
         assert files().cat_file(f"/bucket/result/{name}") == (here / name).read_bytes()
+
+
+@pytest.fixture
+def known(tmp_path: Path) -> Mirror:
+    """A folder `here` and its copy, equal: two runs of a file each."""
+    for name in "ab":
+        (tmp_path / "here" / name).mkdir(parents=True)
+        (tmp_path / "here" / name / "done.json").write_text("{}")
+    mirror = Mirror(f"file://{tmp_path}/there", tmp_path / "here")
+    mirror.copy()
+    mirror.look()
+    return mirror
+
+
+def test_what_was_removed_here_does_not_come_back_unless_all_was(known: Mirror) -> None:
+    (known.folder / "a/done.json").unlink()
+    known.fetch()
+    assert not (known.folder / "a/done.json").exists()
+    (known.folder / "b/done.json").unlink()
+    known.fetch()
+    assert (known.folder / "a/done.json").exists() and (known.folder / "b/done.json").exists()
+
+
+def test_runs_that_begin_again_are_removed_at_the_address_and_copied_when_they_have_ended(
+    known: Mirror, tmp_path: Path
+) -> None:
+    copying = Copying(known, print)
+    copying.anew([known.folder / "a"])
+    assert there(known.address) == ["b/done.json"]
+    (known.folder / "a/done.json").write_text('{"again": 1}')
+    copying.copy([known.folder / "a"])
+    assert there(known.address) == ["b/done.json"]
+    copying.copy([])
+    assert (tmp_path / "there/a/done.json").read_text() == '{"again": 1}'

@@ -4,14 +4,17 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 from filelock import FileLock
 from test_workers import Told
 
 from unspool import workers
+from unspool.encoders import SAVED
 from unspool.results import Json, write_json
 from unspool.verbs.commands import HERE, Chain, Ended, Step, files_below, run_chain, run_chains
 from unspool.workers import LOST
@@ -61,19 +64,57 @@ def test_a_command_that_is_killed_says_why(tmp_path: Path, monkeypatch: pytest.M
     assert ended == {"status": "failed", "reason": LOST}
 
 
-def test_a_machine_that_does_not_see_the_result_works_where_paths_hold_and_sends_all_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    python, result = tmp_path / "python", Path("result")
-    python.write_text('#!/bin/sh\npwd > "$3/where"')
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Chain], tuple[Any, Any]]:
+    """Does a chain on a machine that does not see the folder `result`; commands only say where they are."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\npwd > "$3/where"; echo "$@" > "$3/words"')
     python.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(python))
-    there = Chain("a", (Step(("models",), result / "a"),), cwd=str(tmp_path))
-    outcome, sent = workers._elsewhere(there, run_chain, Told(), result, ".mark", str(tmp_path), files_below)
+
+    def call(chain: Chain) -> tuple[Any, Any]:
+        return workers._elsewhere(
+            chain, run_chain, Told(), Path("result"), ".mark", str(tmp_path), files_below
+        )
+
+    return call
+
+
+def test_a_machine_that_does_not_see_the_result_works_where_paths_hold_and_sends_all_back(
+    tmp_path: Path, elsewhere: Callable[[Chain], tuple[Any, Any]]
+) -> None:
+    home = Path("result/a")
+    steps = (Step(("train",), home), Step(("eval",), home / "eval", replace=True, model=home))
+    outcome, sent = elsewhere(Chain("a", steps, cwd=str(tmp_path)))
     assert outcome == {"status": "done", "reason": ""}
-    assert sorted(sent) == ["a/command.json", "a/where"]
+    files = ("command.json", "where", "words")
+    assert set(sent) == {f"a/{below}{name}" for below in ("", "eval/") for name in files}
     assert sent["a/where"].decode().strip() == str(tmp_path)
+    model, folder = sent["a/eval/words"].decode().split("--model ")[1].split()[:3:2]
+    assert folder == f"{model}/eval" and Path(model).is_absolute()
+    assert json.loads(sent["a/eval/command.json"])["command"] == ["eval", "--model", str(home)]
     assert [path.name for path in tmp_path.iterdir()] == ["python"]
+
+
+def test_what_is_half_done_here_is_not_begun_anew_where_it_cannot_be_seen(
+    tmp_path: Path, elsewhere: Callable[[Chain], tuple[Any, Any]]
+) -> None:
+    half = Chain("a", (Step(("train",), Path("result/a")),), begun=True, cwd=str(tmp_path))
+    outcome, sent = elsewhere(half)
+    assert outcome["status"] == "failed" and "leave --ray out" in outcome["reason"]
+    assert sent == {}
+
+
+def test_a_run_that_was_stopped_before_it_replaced_anything_still_does(tmp_path: Path) -> None:
+    step = Step(("eval", "new"), tmp_path, replace=True)
+    write_json(tmp_path / "run.json", {"status": "done"})
+    write_json(tmp_path / "command.json", {"command": ["eval", "old"], "done": True})
+    assert step.replaces()
+    note = {"command": ["eval", "new"], "stamp": "", "done": False, "replaces": True}
+    write_json(tmp_path / "command.json", note)
+    assert step.replaces() and not step.is_done()
+    write_json(tmp_path / "run.json", {"status": "running"})
+    assert not step.replaces()
 
 
 def test_what_no_chain_has_begun_stays_so_after_a_stop(tmp_path: Path) -> None:
@@ -83,10 +124,10 @@ def test_what_no_chain_has_begun_stays_so_after_a_stop(tmp_path: Path) -> None:
 
 
 def test_what_a_chain_reads_is_part_of_what_it_is_done_of(tmp_path: Path) -> None:
-    (tmp_path / "weights").write_bytes(b"a")
-    step = Step(("eval",), tmp_path / "r", reads=tmp_path / "weights")
+    (tmp_path / SAVED).write_bytes(b"a")
+    step = Step(("eval",), tmp_path / "r", model=tmp_path)
     write_json(tmp_path / "r/run.json", {"status": "done"})
-    write_json(tmp_path / "r/command.json", {"command": ["eval"], "done": True, "stamp": step.of()})
+    write_json(tmp_path / "r/command.json", {"command": step.words, "done": True, "stamp": step.of()})
     assert Chain("a", (step,)).is_done() and not Chain("a", (step,), again=True).is_done()
-    (tmp_path / "weights").write_bytes(b"b")
+    (tmp_path / SAVED).write_bytes(b"b")
     assert not Chain("a", (step,)).is_done()

@@ -243,6 +243,8 @@ def test_the_only_run_that_is_left_shares_its_own_jobs_out() -> None:
     chains = [Chain(name, (Step(("eval", name), Path(name)),)) for name in "ab"]
     alone, both = _numbered(chains[:1], Place(workers=3)), _numbered(chains, Place(workers=3))
     assert alone[0].steps[0].command == ("eval", "a", "--workers", "3")
+    own = replace(chains[0], steps=(Step(("eval", "a", "--workers", "4"), Path("a")),))  # of the data file
+    assert _numbered([own], Place(workers=3))[0].steps[0].command == ("eval", "a", "--workers", "3")
     assert [chain.steps for chain in both] == [chain.steps for chain in chains]
     assert [chain.said for chain in both] == ["1 of 2: a", "2 of 2: b"]
     assert _numbered(chains[:1], Place(ray="auto"))[0].steps[0].command[2:] == ("--ray", "auto")

@@ -134,6 +134,9 @@ def test_what_a_run_of_a_sweep_does_not_have_is_refused(capsys: pytest.CaptureFi
     Path("sweep.toml").write_text('[[run]]\nname = "a"\n')
     assert call("--ray", "auto", "--devices", "2") == 2
     assert "leave out --devices" in capsys.readouterr().err
+    Path("sweep.toml").write_text('evaluate = ["tracking --ray auto"]\n[[run]]\nname = "a"\n')
+    assert call("--ray", "auto") == 2
+    assert "'tracking --ray auto': with --ray auto it is a job" in " ".join(capsys.readouterr().err.split())
     with pytest.raises(SystemExit):
         main(["train", "dul", "--ray", "auto"])
     assert "for the runs of a --sweep" in " ".join(capsys.readouterr().err.split())

@@ -26,8 +26,8 @@ from unspool import workers
 from unspool.cli import main
 from unspool.errors import UnspoolError, UsageError
 from unspool.jobs import Plan, Report, Stop, execute, stopping
-from unspool.results import Json, read_log
-from unspool.verbs.commands import Place
+from unspool.results import Json, files_of, read_log
+from unspool.verbs.commands import Place, files_below
 from unspool.verbs.sweep import carry_out_sweep, read_sweep
 from unspool.verbs.track import Settings, TrackJob, track_plan, track_video
 from unspool.workers import Cluster, run_jobs
@@ -354,19 +354,31 @@ def process_above(*words: str) -> int:
     return int(line.split()[0])
 
 
+def fetch(sent: dict[str, bytes], folder: Path, name: str, files: workers.Files) -> None:
+    kinds = ("TaskCancelledError", "RayTaskError", "RayError")
+    ray = SimpleNamespace(
+        get=lambda reference: ({}, sent),
+        exceptions=SimpleNamespace(**{kind: type(kind, (Exception,), {}) for kind in kinds}),
+    )
+    workers._fetched(ray, None, SimpleNamespace(name=name), folder, files)
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_a_run_that_failed_elsewhere_removes_nothing_here(tmp_path: Path, done: bool) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/encoder.safetensors").write_bytes(b"learnt")
+    fetch({"a/command.json": json.dumps({"done": done}).encode()}, tmp_path, "a", files_below)
+    assert (tmp_path / "a/encoder.safetensors").exists() is not done
+
+
 def test_what_is_fetched_whole_replaces_what_an_earlier_beginning_left_here(tmp_path: Path) -> None:
     home = tmp_path / "videos" / "clip"
     home.mkdir(parents=True)
     (home / ".unfinished.pt").write_bytes(b"kept")
     (home / "mask.png").write_bytes(b"old")
     whole = {"videos/clip/mask.png": b"new", "videos/clip/done.json": b"{}"}
-    kinds = ("TaskCancelledError", "RayTaskError", "RayError")
     for sent in ({"videos/clip/mask.png": b"new"}, whole):
-        ray = SimpleNamespace(
-            get=lambda reference, sent=sent: ({}, sent),
-            exceptions=SimpleNamespace(**{kind: type(kind, (Exception,), {}) for kind in kinds}),
-        )
-        workers._fetched(ray, None, SimpleNamespace(name="clip"), tmp_path)
+        fetch(sent, tmp_path, "clip", files_of)
         assert (home / ".unfinished.pt").exists() == (sent is not whole)
         assert (home / "mask.png").read_bytes() == b"new"
     assert sorted(path.name for path in home.iterdir()) == ["done.json", "mask.png"]

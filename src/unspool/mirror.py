@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,16 @@ class Mirror:
         return content
 
     def fetch(self) -> None:
-        """Bring here what the folder lacks, and what was changed at the address since it was last equal."""
+        """Bring here what the folder lacks, and what was changed at the address since it was last equal.
+
+        What was equal, and has been removed here since, does not come back; unless all of it was.
+        """
         self._there = {name: mark for name, mark in self._there.items() if name in self._listing}
+        if not any((self.folder / name).exists() for name in self._there):
+            self._there.clear()
         try:
             for name in sorted(self._listing, key=_vouching_last):
-                if not self._counts(name):
+                if not self._counts(name) and not self._removed(name):
                     local = self.folder / name
                     with written_whole(local) as part, self._told(name):
                         self._files.get_file(f"{self._root}/{name}", str(part))
@@ -81,6 +87,21 @@ class Mirror:
         same = bool(mark) and mark == self._there.get(name)
         return (same or name in self._sending) and (self.folder / name).exists()
 
+    def _removed(self, name: str) -> bool:
+        """Whether it was removed here since it was equal, and not changed at the address."""
+        mark = _mark(self._listing[name])
+        return bool(mark) and mark == self._there.get(name) and not (self.folder / name).exists()
+
+    def remove(self, below: str) -> None:
+        """Remove at the address what is in this folder of the result."""
+        with self._told(below):
+            if self._files.exists(f"{self._root}/{below}"):
+                self._files.rm(f"{self._root}/{below}", recursive=True)
+        gone = f"{below}/"
+        self._there = {name: mark for name, mark in self._there.items() if not name.startswith(gone)}
+        self._sending = {name for name in self._sending if not name.startswith(gone)}
+        self._write_known()
+
     def clear(self) -> None:
         """Remove at the address what unspool has written there."""
         with self._told():
@@ -91,9 +112,10 @@ class Mirror:
         self._sending.clear()
         self._write_known()
 
-    def copy(self, unfinished: Collection[str]) -> None:
-        """Copy what is new or changed, but nothing of the videos that are `unfinished`."""
-        stamps = self._whole(unfinished)
+    def copy(self, unfinished: Collection[str] = (), folders: Collection[str] = ()) -> None:
+        """Copy what is new or changed, but nothing of `unfinished` videos, nor what is in these `folders`."""
+        inside = tuple(f"{folder}/" for folder in folders)
+        stamps = {n: stamp for n, stamp in self._whole(unfinished).items() if not n.startswith(inside)}
         changed = [n for n, stamp in stamps.items() if n not in self._there or self._here.get(n) != stamp]
         for name in changed:
             self._there.pop(name, None)
@@ -167,28 +189,47 @@ class Mirror:
             ) from error
 
 
-@contextmanager
-def copied(address: str | None, folder: Path, report: Callable[[Json], None]) -> Iterator[Callable[[], None]]:
-    """A folder of runs and its copy at `address`, from which it is brought up to date first; None: no copy.
+@dataclass(frozen=True)
+class Copying:
+    """A folder of runs and its copy at an address, if there is one."""
 
-    Yields what copies now. What cannot be copied then is copied at the end.
+    mirror: Mirror | None
+    report: Callable[[Json], None]
+
+    def anew(self, runs: Collection[Path]) -> None:
+        """These runs begin again: what the address has of them goes, so that it never comes back."""
+        if self.mirror is not None:
+            for run in runs:
+                self.mirror.remove(run.relative_to(self.mirror.folder).as_posix())
+
+    def copy(self, at_work: Collection[Path]) -> None:
+        """Copy what is there now, but of runs that are at work; what cannot be is copied at the end."""
+        if self.mirror is not None:
+            folders = [run.relative_to(self.mirror.folder).as_posix() for run in at_work]
+            try:
+                self.mirror.copy(folders=folders)
+            except OutputError as error:
+                self.report({"event": "note", "text": f"{error}; tried again at the end"})
+
+
+@contextmanager
+def copied(address: str | None, folder: Path, report: Callable[[Json], None]) -> Iterator[Copying]:
+    """A folder of runs, brought up to date from `address` first and copied there at the end; None: no copy.
+
+    Raises UsageError and OutputError as `Mirror` does.
     """
     if address is None:
-        yield lambda: None
+        yield Copying(None, report)
         return
-    folder.mkdir(parents=True, exist_ok=True)
     mirror = Mirror(address, folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError.of(folder, error) from error
     mirror.look()
     mirror.fetch()
-
-    def copy() -> None:
-        try:
-            mirror.copy(())
-        except OutputError as error:
-            report({"event": "note", "text": f"{error}; tried again at the end"})
-
-    yield copy
-    mirror.copy(())
+    yield Copying(mirror, report)
+    mirror.copy()
     report({"event": "note", "text": f"copied to {mirror.address}"})
 
 

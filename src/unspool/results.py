@@ -106,6 +106,11 @@ def vouches(name: str) -> bool:
     return name.rpartition("/")[2] in ("done.json", NOTE)
 
 
+def says_whole(name: str, content: bytes) -> bool:
+    """Whether it says that all of its job is there; a note is also left by what failed."""
+    return vouches(name) and (not name.endswith(NOTE) or json.loads(content)["done"] is True)
+
+
 def is_of(parts: Sequence[str], names: Collection[str]) -> bool:
     """Whether the file of this path below the result folder is among `files_of` one of these names."""
     if len(parts) < 2 or parts[0] not in ("videos", "data", "pictures"):

@@ -28,7 +28,7 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from unspool.errors import UnspoolError, UsageError
-from unspool.results import Json, files_of, vouches, written_whole
+from unspool.results import Json, files_of, says_whole, vouches, written_whole
 
 Report = Callable[[Json], None]
 ATTEMPTS = 2  # beginnings of a job whose process is lost
@@ -332,7 +332,7 @@ def _fetched(
         return UnspoolError(f"{job.name}: the task failed on its machine: {error.cause}")
     except ray.exceptions.RayError as error:
         return UnspoolError(f"{job.name}: {LOST} ({type(error).__name__})")
-    if any(map(vouches, sent)):  # then what an earlier beginning left goes
+    if any(says_whole(*file) for file in sent.items()):  # then what an earlier beginning left goes
         for stale in set(files(folder, job.name)) - {folder / name for name in sent}:
             stale.unlink()
     for name in sorted(sent, key=lambda path: (vouches(path), path)):

@@ -130,10 +130,15 @@ def _refuse_wrong_options(data: Any) -> None:
 
 
 def _refuse_cluster_and_workers(data: Any, ray: str | None, workers: int | None) -> None:
-    """UsageError where an evaluation would get both, of which one stands in the data file."""
+    """UsageError where a run would take a cluster's jobs twice, or processes and a cluster."""
     for name, words in data.options.items():
         pairs = zip(words, (*words[1:], ""), strict=True)
         said = {word.partition("=")[0]: word.partition("=")[2] or after for word, after in pairs}
+        if ray and "--ray" in said:
+            raise UsageError(
+                f"{data.path}: options.{name}: --ray {said['--ray']}: with --ray {ray} the run is itself a "
+                "job of the cluster, and would wait for what it holds; leave one of them out"
+            )
         cluster, processes = ray or said.get("--ray"), workers or int(said.get("--workers", 1))
         if cluster and processes > 1:
             raise UsageError(

@@ -169,6 +169,11 @@ def _sweep(method: str, options: TrainOptions, path: Path) -> int:
     given: dict[str, Any] = {"preset": options.preset, "model": options.model}
     given = {k: v for k, v in given.items() if v is not None} | options.given(method)
     sweep = verbs.read_sweep(path, given)
+    if options.ray and (inner := [words for words in sweep.evaluations if "--ray" in words]):
+        raise UsageError(
+            f"{path}: evaluate: '{' '.join(inner[0])}': with --ray {options.ray} it is a job of the cluster "
+            "itself, and would wait for what it holds; leave --ray out there"
+        )
     for item in sweep.items:  # a wrong setting is told before the first run
         single = [
             text for flag, text in zip(item.words()[::2], item.words()[1::2], strict=True) if flag == "--set"

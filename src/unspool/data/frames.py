@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -268,7 +269,7 @@ def _write_frames(store: FrameStore, video: Footage, decoder: Decoder) -> None:
 
 def _write_first(store: FrameStore, video: Footage, decoder: Decoder) -> None:
     path = store.path(video)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.{uuid4().hex}.part")
     try:
         with part.open("wb") as file:
             write_npy(file, decoder.read_all(video, store.short_side), video.frames)

@@ -35,14 +35,18 @@ def _end_with_stdin() -> None:
 
 
 def _alone_in(folder: Path) -> FileLock:
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        text = f"{folder}: waiting for the process that is at work there"
+        text = f"{folder}: waiting for the process that is at work there; if there is none, remove .lock"
         print(json.dumps({"event": "note", "text": text}), flush=True)
         lock.acquire()
+    except OSError as error:
+        text = f"{folder}: cannot be locked ({error.strerror}); choose a folder on another disk with -o"
+        print(json.dumps({"event": "error", "error": text}), flush=True)
+        raise SystemExit(1) from error
     return lock
 
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Literal
 
+from unspool.encoders import SAVED
 from unspool.errors import OutputError, UnspoolError
 from unspool.results import NOTE, Json, write_json
 from unspool.workers import LOST, Cluster, Interrupted, Report, Stop, run_jobs
@@ -43,11 +45,30 @@ class Step:
     folder: Path
     replace: bool = False  # what another command, or the same of another stamp, left; else it decides itself
     stamp: str = ""  # of the content that it works on
-    reads: Path | None = None  # whose content is part of the stamp, when its turn has come
+    model: Path | None = None  # folder of a training, whose weights when its turn has come are part of that
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The whole command, but for where its result goes."""
+        return (*self.command, "--model", str(self.model)) if self.model else self.command
 
     def of(self) -> str:
         """What it works on."""
-        return self.stamp + (_digest(self.reads) if self.reads else "")
+        return self.stamp + (_digest(self.model / SAVED) if self.model else "")
+
+    def absolute(self) -> Step:
+        """The same, wherever it is at work."""
+        return replace(self, folder=self.folder.absolute(), model=self.model and self.model.absolute())
+
+    def is_done(self) -> bool:
+        """Whether its folder holds what it leaves."""
+        return already_done(self.words, self.folder, self.of())
+
+    def replaces(self) -> bool:
+        """Whether it overwrites what another command left; also where an earlier start of it did not yet."""
+        if not self.replace or not (self.folder / NOTE).is_file():
+            return False
+        return not _same(self.words, self.folder, self.of()) or _not_yet_replaced(self.folder)
 
 
 @dataclass(frozen=True)
@@ -58,11 +79,12 @@ class Chain:
     steps: tuple[Step, ...]
     said: str = ""  # when it begins
     again: bool = False  # also what is done
+    begun: bool = False  # some of it is done, and is needed where it goes on
     cwd: str = field(default_factory=lambda: str(Path.cwd()))  # of relative paths
 
     def is_done(self) -> bool:
         """Whether nothing is left to do."""
-        return not self.again and all(already_done(s.command, s.folder, s.of()) for s in self.steps)
+        return not self.again and all(step.is_done() for step in self.steps)
 
 
 @dataclass(frozen=True)
@@ -88,7 +110,14 @@ def not_done(chains: Sequence[Chain], report: Report) -> list[Chain]:
     for chain in (found := {chain.name: chain for chain in chains if chain.is_done()}).values():
         for step in chain.steps:
             report({"event": "note", "text": f"{step.folder}: already done"})
-    return [chain for chain in chains if chain.name not in found]
+    left = [chain for chain in chains if chain.name not in found]
+    return [replace(c, begun=not c.again and any(step.is_done() for step in c.steps)) for c in left]
+
+
+def replaced(chains: Sequence[Chain]) -> list[Path]:
+    """Folders that these chains begin anew."""
+    steps = [(step, chain.again) for chain in chains for step in chain.steps]
+    return [step.folder for step, again in steps if (step.replace and again) or step.replaces()]
 
 
 def run_chains(
@@ -127,6 +156,12 @@ def run_chain(chain: Chain, report: Report, stop: Stop) -> Json:
     if chain.said:
         report({"event": "note", "text": chain.said})
     away = Path.cwd() != Path(chain.cwd)  # a machine that does not see the result folder
+    if away and chain.begun:
+        reason = (
+            f"{chain.name}: part of it is done, in a folder that {socket.gethostname()} does not see; put it "
+            "where all machines see it, or leave --ray out"
+        )
+        return asdict(Ended("failed", reason))
     home = chain.cwd if away and Path(chain.cwd).is_dir() else None
     ended = Ended("done")
     for step in chain.steps:
@@ -137,19 +172,20 @@ def run_chain(chain: Chain, report: Report, stop: Stop) -> Json:
 
 
 def _run_step(step: Step, chain: Chain, home: str | None, report: Report, stop: Stop) -> Ended:
-    command, folder, stamp = step.command, step.folder, step.of()
-    if not chain.again and already_done(command, folder, stamp):
+    folder = step.folder
+    if not chain.again and step.is_done():
         report({"event": "note", "text": f"{folder}: already done"})
         return Ended("done")
     if stop.is_set():
         return Ended("stopped")
-    words = [*command, "-o", str(folder.absolute() if home else folder)]
+    at = step.absolute() if home else step
+    words = [*at.words, "-o", str(at.folder)]
     report({"event": "note", "text": shlex.join(["unspool", *words])})
-    if step.replace and (chain.again or ((folder / NOTE).is_file() and not _same(command, folder, stamp))):
-        words += ["--overwrite"]
+    replaces = step.replaces() or (step.replace and chain.again)
+    words += ["--overwrite"] if replaces else []
     words += [word for word in ("--json", "--quiet") if word not in words]
-    note = {"command": list(command), "stamp": stamp}
-    write_json(folder / NOTE, note | {"done": False})
+    note: Json = {"command": list(step.words), "stamp": step.of()}
+    write_json(folder / NOTE, note | {"done": False, "replaces": replaces})
     with tempfile.TemporaryFile() as said:
         child = subprocess.Popen(
             [sys.executable, "-m", "unspool.verbs.child", str(folder.absolute()), *words],
@@ -194,7 +230,7 @@ def _to_its_end(child: subprocess.Popen[str], name: str, report: Report, stop: S
             if event.get("event") == "error":
                 reason = event["error"]
             elif event and event["event"] not in OURS:
-                report({**event, "run": name})
+                report({"run": name, **event})
         except Empty:
             continue
         except KeyboardInterrupt:
@@ -216,6 +252,14 @@ def _event(line: str) -> Json:
 def _same(command: Sequence[str], folder: Path, stamp: str) -> bool:
     note = read_json(folder / NOTE)
     return _deciding(note.get("command", [])) == _deciding(command) and note.get("stamp", "") == stamp
+
+
+def _not_yet_replaced(folder: Path) -> bool:
+    """Whether the run that was to replace what is here ended before: each begins with a `run.json`."""
+    run, note = folder / "run.json", folder / NOTE
+    if not read_json(note).get("replaces") or not run.is_file():
+        return False
+    return run.stat().st_mtime_ns <= note.stat().st_mtime_ns
 
 
 def _deciding(command: Sequence[str]) -> list[str]:

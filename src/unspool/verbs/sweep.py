@@ -14,14 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unspool.encoders import SAVED
 from unspool.errors import UsageError
 from unspool.jobs import stopping
 from unspool.mirror import copied
 from unspool.page_sweep import write_sweep_page
 from unspool.page_training import read_learning
 from unspool.results import Json, safe_name, write_json, written_whole
-from unspool.verbs.commands import HERE, Chain, Place, Step, not_done, read_json, run_chains, without
+from unspool.verbs.commands import (
+    HERE,
+    Chain,
+    Place,
+    Step,
+    not_done,
+    read_json,
+    replaced,
+    run_chains,
+    without,
+)
 
 EXAMPLE = "e.g. `[[run]]`, `name = 'identity'`, `timet.forwards = 'identity'`"
 Report = Callable[[Json], None]
@@ -128,17 +137,21 @@ def carry_out_sweep(
     chains = [_chain(item, sweep, method, words, folder, again) for item in sweep.items]
     if dry_run:
         for step in (step for chain in chains for step in chain.steps):
-            text = shlex.join(["unspool", *step.command, "-o", str(step.folder)])
+            text = shlex.join(["unspool", *step.words, "-o", str(step.folder)])
             report({"event": "result", "text": text})
         return 0
     failed: list[str] = []
-    with stopping() as stop, copied(address, folder, report) as copy:
-        for name, ended in run_chains(not_done(chains, report), folder, place, report, stop):
+    with stopping() as stop, copied(address, folder, report) as copying:
+        todo = not_done(chains, report)
+        copying.anew(replaced(todo))
+        at_work = {chain.name: folder / chain.name for chain in todo}
+        for name, ended in run_chains(todo, folder, place, report, stop):
+            del at_work[name]
             if ended.status == "failed":
                 failed.append(name)
                 report({"event": "failed", "video": name, "error": ended.reason})
             _write_table(sweep, folder, report)
-            copy()
+            copying.copy(at_work.values())
         _write_table(sweep, folder, report)
     if stop.is_set():
         report(
@@ -158,8 +171,7 @@ def _chain(item: Item, sweep: Sweep, method: str, words: Sequence[str], folder: 
     home = folder / item.name
     steps = [Step(("train", method, *words, *item.words()), home, replace=again)]
     for number, each in enumerate(sweep.evaluations):
-        command = ("eval", *each, "--model", str(home))
-        steps.append(Step(command, home / "eval" / str(number), replace=True, reads=home / SAVED))
+        steps.append(Step(("eval", *each), home / "eval" / str(number), replace=True, model=home))
     return Chain(item.name, tuple(steps), again=again)
 
 

@@ -25,6 +25,7 @@ from unspool.verbs.commands import (
     already_done,
     not_done,
     read_json,
+    replaced,
     run_chains,
     without,
 )
@@ -108,20 +109,23 @@ def carry_out_suite(
         facts = facts_of_models(order.models, order.folder, keep=False)
         return _describe(planned(order, facts), order, facts, report)
     ended: dict[str, Ended] = {}
-    with stopping() as stop, copied(address, order.folder, report) as copy:
+    with stopping() as stop, copied(address, order.folder, report) as copying:
         facts = facts_of_models(order.models, order.folder)
         runs = planned(order, facts)
         chains = [_chain(run, order, facts, again) for run in runs.values()]
         todo = _numbered(not_done(chains, report), place)
         ended |= {name: Ended("done") for name in runs if name not in [chain.name for chain in todo]}
         write_tables(order.folder, _fill(order, facts, runs, ended))
+        copying.anew(replaced(todo))
         where = HERE if len(todo) == 1 else place
+        at_work = {chain.name: order.folder / "runs" / chain.name for chain in todo}
         for name, how in run_chains(todo, order.folder / "runs", where, report, stop):
             ended[name] = how
+            del at_work[name]
             if how.reason:
                 report({"event": "failed", "video": name, "error": how.reason})
             write_tables(order.folder, _fill(order, facts, runs, ended))
-            copy()
+            copying.copy(at_work.values())
     return _end(order, ended, _fill(order, facts, runs, ended), stop, report, again)
 
 
@@ -136,7 +140,7 @@ def _numbered(todo: Sequence[Chain], place: Place) -> list[Chain]:
     if len(todo) == 1 and (place.ray or place.workers > 1):
         given = ("--ray", place.ray) if place.ray else ("--workers", str(place.workers))
         (step,) = todo[0].steps
-        todo = [replace(todo[0], steps=(replace(step, command=(*step.command, *given)),))]
+        todo = [replace(todo[0], steps=(replace(step, command=said_once((*step.command, *given))),))]
     return [replace(c, said=f"{number} of {len(todo)}: {c.name}") for number, c in enumerate(todo, 1)]
 
 
