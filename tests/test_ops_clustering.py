@@ -172,6 +172,14 @@ def test_rows_are_made_once_where_they_fit() -> None:
 # --------------------------------------------------------------------------------------- leaves
 
 
+def test_rows_are_compared_block_by_block_and_each_pair_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LEADERS", (2, 5))
+    rows = attention_of(1, 12, 3)
+    near = module._near(compared(rows, "kl"), [0.3, 0.6])
+    for tau, pairs in zip((0.3, 0.6), near, strict=True):
+        assert torch.equal(pairs, plain_kl(rows, rows) <= tau) and not pairs.all()
+
+
 def test_leaves_are_the_centroids_of_the_windowed_pass_at_the_finest_threshold() -> None:
     attention = attention_of(6, 12, 4)
     found = cluster(rows_of(attention, 6), 6, Clustering(tau=4.0), finest=0.3)

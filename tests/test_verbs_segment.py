@@ -114,6 +114,7 @@ def test_masks_of_the_object_that_stands_out_are_written_when_asked_for(run: Run
     for index in range(3):
         mask, alone = (read_truth(home / kind / f"{index:05d}.png") for kind in ("masks", "foreground"))
         assert np.array_equal(alone, (mask == chosen).astype(np.uint8))
+    assert '"foreground":"videos/clip/foreground/"' in (tmp_path / "r/data/clip.js").read_text()
 
 
 def test_where_no_object_is_left_the_foreground_is_empty_and_the_command_says_so(

@@ -93,7 +93,9 @@ async function present(opened, frame, turn) {
 const encodePath = (path) => path.split("/").map(encodeURIComponent).join("/");
 
 function listFiles({ files, warnings = [] }) {
-  const names = { overlay: "Overlay video", masks: "Masks", tracks: "Tracks (JSON)", frames: "Plain video" };
+  const names = {
+    overlay: "Overlay video", masks: "Masks", foreground: "Foreground masks", tracks: "Tracks (JSON)", frames: "Plain video",
+  };
   for (const [key, label] of Object.entries(names)) {
     if (!files?.[key]) continue;
     const link = element("a", { href: layers[0].base + encodePath(files[key]) }, label);

@@ -327,6 +327,7 @@ class VideoResult:
                 "overlay": f"{at}/overlay.mp4",
                 "masks": f"{at}/masks/",
                 "tracks": f"{at}/tracks.json",
+                **({"foreground": f"{at}/foreground/"} if (self.home / "foreground").is_dir() else {}),
             },
             "warnings": list(warnings),
         }
